@@ -1,0 +1,36 @@
+# The commands of this project. `make` alone lists them.
+
+GO          ?= go
+BIN         := bin/orchestrator
+STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# The race detector needs a C compiler.
+RACE        := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
+
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## compile to bin/orchestrator
+	$(GO) build -buildvcs=false -o $(BIN) ./cmd/orchestrator
+
+run: build ## run the program in the foreground; edit a module and save
+	@exec $(BIN) run
+
+test: ## run all tests
+	$(GO) test $(RACE) -shuffle=on -timeout 15m ./...
+
+lint: ## formatting, vet, staticcheck, tidy, and that the other platforms compile
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+	$(GO) mod tidy -diff
+	GOOS=darwin $(GO) vet ./...
+	GOOS=windows $(GO) build -o /dev/null ./...
+
+check: lint test ## everything a commit must pass
+
+fmt: ## format the code
+	gofmt -w .
+
+.PHONY: help build run test lint check fmt

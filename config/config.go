@@ -1,0 +1,296 @@
+// Package config loads and checks main.yaml, the one configuration file of an
+// orchestrator.
+//
+// Loading is strict: an unknown or repeated key, a value of the wrong type or
+// an impossible address is an error that names file, line and column, and all
+// mistakes are reported at once. Each setting has a default, so an empty file
+// is a valid one. Clients that only look for a running orchestrator read
+// leniently, with [RunDir].
+//
+// The package knows nothing of modules beyond their names; a module's own
+// settings stay a [Section] until the module decodes them.
+package config
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+)
+
+// DefaultFile is where the configuration is looked for.
+const DefaultFile = "config/main.yaml"
+
+// Config is a whole configuration file.
+type Config struct {
+	App     App      `yaml:"app"`
+	Modules []Module `yaml:"modules"`
+
+	file string
+	pos  map[string]position
+}
+
+// App holds the settings of the program itself.
+type App struct {
+	Name      string `yaml:"name"`
+	Version   string `yaml:"version"`
+	HotReload bool   `yaml:"hot_reload"` // watch the sources and build
+	Listen    string `yaml:"listen"`     // HTTP address of all modules, host:port
+	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
+
+	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for requests in flight
+	MaxPause    time.Duration `yaml:"max_pause"`    // the first hold
+	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
+	HookTimeout time.Duration `yaml:"hook_timeout"` // each call of a module's hook
+}
+
+// Module names a compiled-in module that shall run, in start order.
+type Module struct {
+	Name   string  `yaml:"name"`
+	Path   string  `yaml:"path"`   // where its HTTP handler is mounted; default /<name>/
+	Listen string  `yaml:"listen"` // address of its own connections
+	Config Section `yaml:"config"` // its own settings
+}
+
+// Section is a part of the file that somebody else understands.
+type Section struct {
+	file string
+	key  string
+	node *yaml.Node
+}
+
+// Load reads and checks file. names are the modules compiled into this
+// program. A wrong configuration gives an error for which [IsInvalid] is
+// true and which lists every mistake, a line each.
+func Load(file string, names []string) (*Config, error) {
+	cfg, err := parse(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.check(names); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// HotReload tells, as well as the file allows, whether the sources shall be
+// watched. It is for those who cannot check the whole file: only the build
+// that a file was written for knows all of its modules.
+func HotReload(file string) bool {
+	return lenient(file).App.HotReload
+}
+
+// RunDir tells where a program with this configuration keeps its control
+// socket. It reads leniently: whatever is wrong with the file, the answer is
+// the best that can be said, in the end the default.
+func RunDir(file string) string {
+	return lenient(file).App.RunDir
+}
+
+// Digest identifies the settings of the module called name: equal digests
+// mean equal settings. It is "" for a module that is not configured.
+func (c *Config) Digest(name string) string {
+	for _, m := range c.Modules {
+		if m.Name != name {
+			continue
+		}
+		h := sha256.New()
+		fmt.Fprintf(h, "%q %q\n", m.Path, m.Listen)
+		if m.Config.node != nil {
+			b, err := yaml.Marshal(m.Config.node)
+			if err != nil {
+				fmt.Fprintf(h, "%v", err)
+			}
+			h.Write(b)
+		}
+		return hex.EncodeToString(h.Sum(nil)[:8])
+	}
+	return ""
+}
+
+// File is the path the configuration was read from.
+func (c *Config) File() string { return c.file }
+
+// ErrorAt is an error about the key with this dotted path, such as
+// modules[1].path, that only somebody beyond this package can notice.
+func (c *Config) ErrorAt(key, format string, args ...any) error {
+	p := c.pos[key]
+	for parent := key; p == (position{}) && parent != ""; p = c.pos[parent] {
+		parent = parent[:max(0, strings.LastIndexAny(parent, ".["))]
+	}
+	return &Error{File: c.file, Line: p.line, Column: p.column, Key: key, Msg: fmt.Sprintf(format, args...)}
+}
+
+// Decode stores the section in v, a pointer to a struct, as strictly as the
+// file itself is read: what v does not know is an error with its place and
+// the nearest known key. What the section does not mention keeps its value in
+// v; an absent section changes nothing.
+func (s Section) Decode(v any) error {
+	if s.node == nil {
+		return nil
+	}
+	target := reflect.ValueOf(v)
+	if target.Kind() != reflect.Pointer || target.IsNil() {
+		return fmt.Errorf("config: decode into %T: want a non-nil pointer", v)
+	}
+	d := &decoder{file: s.file}
+	d.decode(s.node, target.Elem(), s.key)
+	return errors.Join(d.errs...)
+}
+
+func defaults() *Config {
+	return &Config{App: App{
+		Name:        "main-orchestrator",
+		HotReload:   true,
+		Listen:      "127.0.0.1:8080",
+		RunDir:      ".orchestrator",
+		Drain:       -1, // depends on HotReload
+		MaxPause:    250 * time.Millisecond,
+		Probation:   time.Second,
+		HookTimeout: 5 * time.Second,
+	}}
+}
+
+func parse(file string) (*Config, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &Error{File: file, Msg: "there is no such file; name another with -c"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("config: read: %w", err)
+	}
+	cfg := defaults()
+	cfg.file = file
+	cfg.pos = map[string]position{}
+
+	var document, second yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	switch err := dec.Decode(&document); {
+	case errors.Is(err, io.EOF): // an empty file
+	case err != nil:
+		return nil, syntaxError(file, err)
+	default:
+		if err := dec.Decode(&second); err == nil {
+			return nil, &Error{File: file, Line: second.Line, Column: second.Column, Msg: "a second YAML document: only one is read"}
+		} else if !errors.Is(err, io.EOF) {
+			return nil, syntaxError(file, err)
+		}
+		d := &decoder{file: file, pos: cfg.pos}
+		d.decode(document.Content[0], reflect.ValueOf(cfg).Elem(), "")
+		if len(d.errs) > 0 {
+			return nil, errors.Join(d.errs...)
+		}
+	}
+	if cfg.App.Drain == -1 {
+		cfg.App.Drain = 10 * time.Second
+		if cfg.App.HotReload {
+			cfg.App.Drain = 500 * time.Millisecond
+		}
+	}
+	return cfg, nil
+}
+
+func lenient(file string) *Config {
+	cfg := defaults()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return cfg
+	}
+	var document yaml.Node
+	if yaml.Unmarshal(data, &document) == nil && len(document.Content) > 0 {
+		d := &decoder{file: file}
+		d.decode(document.Content[0], reflect.ValueOf(cfg).Elem(), "")
+	}
+	if cfg.App.RunDir == "" {
+		cfg.App.RunDir = defaults().App.RunDir
+	}
+	return cfg
+}
+
+// check finds the mistakes that types cannot.
+func (c *Config) check(names []string) error {
+	var errs []error
+	fail := func(key, format string, args ...any) {
+		errs = append(errs, c.ErrorAt(key, format, args...))
+	}
+	if c.App.Name == "" {
+		fail("app.name", "must not be empty")
+	}
+	if c.App.RunDir == "" {
+		fail("app.run_dir", "must not be empty")
+	}
+	if err := checkHostPort(c.App.Listen); err != nil {
+		fail("app.listen", "%v", err)
+	}
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+		zero  bool
+	}{
+		{"app.drain", c.App.Drain, true},
+		{"app.max_pause", c.App.MaxPause, false},
+		{"app.probation", c.App.Probation, true},
+		{"app.hook_timeout", c.App.HookTimeout, false},
+	} {
+		if d.value < 0 || d.value == 0 && !d.zero {
+			fail(d.key, "must be a duration above zero, got %v", d.value)
+		}
+	}
+	first := map[string]int{}
+	mounts := map[string]string{}
+	for i, m := range c.Modules {
+		key := fmt.Sprintf("modules[%d]", i)
+		if m.Name == "" {
+			fail(key, "a module needs a name")
+			continue
+		}
+		if j, dup := first[m.Name]; dup {
+			fail(key+".name", "module %q is listed twice, first as modules[%d]", m.Name, j)
+			continue
+		}
+		first[m.Name] = i
+		if !slices.Contains(names, m.Name) {
+			fail(key+".name", "no module %q is compiled into this program (%s)", m.Name, suggest(m.Name, names))
+		}
+		if m.Path != "" && (!strings.HasPrefix(m.Path, "/") || !strings.HasSuffix(m.Path, "/")) {
+			fail(key+".path", "expected a path that starts and ends with a slash, such as /%s/, got %q", m.Name, m.Path)
+		}
+		if other, taken := mounts[m.Mount()]; taken {
+			fail(key+".path", "module %q already has the path %s", other, m.Mount())
+		}
+		mounts[m.Mount()] = m.Name
+	}
+	return errors.Join(errs...)
+}
+
+// Mount is the path below which the module's HTTP handler answers. It starts
+// and ends with a slash.
+func (m Module) Mount() string {
+	if m.Path != "" {
+		return m.Path
+	}
+	return "/" + m.Name + "/"
+}
+
+func checkHostPort(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("expected an address such as 127.0.0.1:8080, got %q", address)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return fmt.Errorf("expected a port from 0 to 65535 in %q", address)
+	}
+	return nil
+}
+

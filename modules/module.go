@@ -1,0 +1,152 @@
+// Package modules is the contract between the orchestrator and the modules
+// that are compiled into it.
+//
+// # The life of a module
+//
+//  1. The factory makes a value. Its State is valid from here on.
+//  2. Prepare, if it has one: the slow or fallible part that needs nothing
+//     exclusive. The old instance, in the process before, is still serving.
+//  3. The old instance's Run context ends, its requests have finished, its
+//     Shutdown is called and its State is exported.
+//  4. The exported State is restored into the new value.
+//  5. Initialize. Then Healthy, if it has one. An error of either, a panic or
+//     a missed deadline sends everything back to the old process, where a
+//     fresh value goes through 4 and 5.
+//  6. The new process has taken over: requests arrive, Run begins.
+//  7. When the next reload comes, or the program ends, see 3.
+//
+// A module owns neither sockets nor signals: the framework does, and that is
+// why no connection closes when code is replaced.
+//
+// # The parts
+//
+// Only [Module] is mandatory. Everything else is found by type assertion:
+// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent], and
+// http.Handler, whose module gets the requests below its path with the path's
+// prefix removed. So a module should state what it means to implement:
+//
+//	var _ modules.Stateful = (*Counter)(nil)
+//
+// A method that has the name of an optional part but another signature is
+// refused when the program starts; see [Check].
+package modules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"orchestrator/app/eventbus"
+	"orchestrator/config"
+)
+
+// Module is what every module implements.
+type Module interface {
+	// Initialize starts the module. It owns what it opens from here on, also
+	// when it returns an error: Shutdown follows in any case. ctx ends with
+	// the call. bus is a fresh client that is closed after Shutdown. What
+	// State points to has been restored already and must not be overwritten.
+	//
+	// What Initialize leaves on disk must be readable by the build before
+	// this one, for a rollback may follow. Irreversible work belongs in Run.
+	Initialize(ctx context.Context, bus *eventbus.Bus, cfg Config) error
+
+	// Shutdown gives back everything exclusive: files, locks, devices. It is
+	// also called after a failed Initialize and after Prepare alone, and has
+	// to cope with what is not there. ctx carries its deadline. Afterwards
+	// State is exported.
+	Shutdown(ctx context.Context) error
+}
+
+// Stateful modules carry state from one generation to the next.
+type Stateful interface {
+	// State describes what survives. It is valid on a value fresh from the
+	// factory, and is called again after Shutdown.
+	State() State
+}
+
+// Preparer does what may take long or fail before anything is touched.
+type Preparer interface {
+	// Prepare runs while the old instance is still serving: it must not take
+	// anything exclusive, such as a file lock. Shutdown follows if the reload
+	// goes no further.
+	Prepare(ctx context.Context, cfg Config) error
+}
+
+// HealthChecker can veto a reload.
+type HealthChecker interface {
+	// Healthy is asked after Initialize and before the new generation takes
+	// over. An error rolls the reload back.
+	Healthy(ctx context.Context) error
+}
+
+// Runner works in the background.
+type Runner interface {
+	// Run begins once the module's generation serves. It returns soon after
+	// ctx ends, which is when a reload or the program's end begins. It may
+	// be called again on the same value, if a reload was called off before
+	// Shutdown. An error or an early return is logged, nothing more.
+	Run(ctx context.Context) error
+}
+
+// Dependent modules need others to be there first.
+type Dependent interface {
+	// DependsOn names the modules that start before this one and stop after it.
+	DependsOn() []string
+}
+
+// State is what a module carries over.
+type State struct {
+	// Version of the layout of Value, from 0. It rises when a field is
+	// removed or gets another type or meaning.
+	Version int
+
+	// Value is a pointer to what survives. It is encoded as JSON after
+	// Shutdown, and decoded before Initialize of the next instance.
+	Value any
+
+	// Migrate stores in Value what an older version exported: decode reads
+	// the exported value into a type of that version. A nil Migrate accepts
+	// the module's own version only.
+	Migrate func(from int, decode func(v any) error) error
+}
+
+// Config is what a module gets to know of the program around it.
+type Config struct {
+	Name string       // the module's name
+	Log  *slog.Logger // has the module's name attached
+
+	section config.Section
+	call    Caller
+}
+
+// Caller hands a request to a module of the same generation.
+type Caller func(module string, r *http.Request) (*http.Response, error)
+
+// NewConfig is for the framework and for tests of modules.
+func NewConfig(name string, log *slog.Logger, section config.Section, call Caller) Config {
+	return Config{Name: name, Log: log.With("module", name), section: section, call: call}
+}
+
+// Decode stores the module's settings, the config: part of its entry in
+// main.yaml, in v, a pointer to a struct with yaml tags. Unknown keys and
+// wrong types are errors that tell file, line and column. What the file does
+// not mention keeps its value in v, so set the defaults first.
+func (c Config) Decode(v any) error { return c.section.Decode(v) }
+
+// ErrNotRunning is the cause when a called module does not run, or not yet.
+var ErrNotRunning = errors.New("module is not running")
+
+// Call hands r to the HTTP handler of another module and returns the whole
+// answer. The path is that which the other module sees, without its prefix.
+// It is a plain function call within the process, so it works during a reload
+// too, when a request over the network would wait for itself. Name the module
+// in DependsOn if Initialize or Shutdown calls it.
+func (c Config) Call(module string, r *http.Request) (*http.Response, error) {
+	if c.call == nil {
+		return nil, fmt.Errorf("modules: call %s: %w", module, ErrNotRunning)
+	}
+	return c.call(module, r)
+}
