@@ -293,4 +293,3 @@ func checkHostPort(address string) error {
 	}
 	return nil
 }
-

@@ -1,0 +1,381 @@
+// Package app is the life of one generation: it starts the configured
+// modules, serves their requests, hands everything over to the next
+// generation when told to, and takes everything back when that one fails.
+//
+// A generation is a worker process. It is told what to do by the supervisor,
+// over the link whose other end is app/control, and it ends when that link
+// does. [Run] is its whole life.
+//
+//	start ─▶ serving ─▶ holding ─▶ stopped ─▶ committed ─▶ exit
+//	            ▲          │          │           │
+//	            └── release ┴─ roll back ┴───────────┘   the candidate failed
+//
+// upgrade.go is the old generation's side of a handoff, candidate.go the new
+// one's; package handoff carries the conversation.
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"orchestrator/app/control"
+	"orchestrator/app/eventbus"
+	"orchestrator/app/serve"
+	"orchestrator/config"
+	"orchestrator/handoff"
+	"orchestrator/modules"
+	"orchestrator/modules/topics"
+)
+
+// Log lines that people and tests search for.
+const (
+	logInitialized  = "Application initialized (hot-reload=%s)"
+	logReloaded     = "Module '%s' reloaded successfully"
+	logReloadFailed = "Failed to reload module '%s': %s"
+)
+
+// Exit codes of a worker, which become the program's when it never served.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitConfig = 2
+)
+
+// Options are what a generation is made of.
+type Options struct {
+	ConfigFile string
+	RunDir     string // as the supervisor understood it
+	Modules    modules.List
+	Log        *slog.Logger
+}
+
+// generation is a worker process.
+type generation struct {
+	opts     Options
+	cfg      *config.Config
+	number   int
+	log      *slog.Logger
+	upgrader *handoff.Upgrader
+	link     *control.Conn
+	out      *outbox // sends on link
+	bus      *eventbus.Root
+	own      *eventbus.Bus // the framework's client
+	server   *serve.Server
+	routes   *routes
+	listen   []string
+
+	mu   sync.Mutex // guards the fields below, which rollbacks replace
+	set  *moduleSet
+	runs *background
+}
+
+// Run is the life of a worker process; its result is the exit code.
+func Run(opts Options) int {
+	log := opts.Log
+	upgrader, err := handoff.New()
+	if err != nil {
+		log.Error("cannot start", "err", err)
+		return exitFailed
+	}
+	g := &generation{
+		opts:     opts,
+		number:   upgrader.Generation(),
+		log:      log.With("generation", upgrader.Generation()),
+		upgrader: upgrader,
+	}
+	g.bus = eventbus.New(eventbus.Options{Log: g.log})
+	g.own = g.bus.Client("orchestrator")
+	g.routes = &routes{}
+	g.link, err = control.Dial(control.Socket(opts.RunDir), control.Hello{Role: control.RoleWorker, Generation: g.number})
+	if err != nil {
+		g.log.Error("cannot reach the supervisor", "err", err)
+		return exitFailed
+	}
+	defer g.link.Close()
+	g.out = newOutbox(g.link)
+	g.bus.Tap(g.forward)
+
+	orders := make(chan control.Message)
+	go g.receive(orders)
+
+	start := g.startFirst
+	if upgrader.HasPredecessor() {
+		start = g.takeOver
+	}
+	if err := start(context.Background()); err != nil {
+		if !upgrader.HasPredecessor() {
+			g.log.Error("cannot start", "err", err)
+		}
+		if config.IsInvalid(err) {
+			return exitConfig
+		}
+		return exitFailed
+	}
+	return g.serve(orders)
+}
+
+// receive passes the supervisor's orders on. When the supervisor is gone the
+// last order is to stop.
+func (g *generation) receive(orders chan<- control.Message) {
+	for {
+		m, err := g.link.Receive()
+		if err != nil {
+			orders <- control.Message{Type: control.TypeStop, Error: "the supervisor is gone"}
+			return
+		}
+		orders <- m
+	}
+}
+
+// forward tells the supervisor of each event.
+func (g *generation) forward(e eventbus.Event) {
+	data, err := json.Marshal(e.Data)
+	if err != nil {
+		data, _ = json.Marshal(map[string]string{"error": err.Error()})
+	}
+	g.out.push(control.Message{Type: control.TypeEvent, Event: &control.Event{Time: e.Time, Generation: g.number, Topic: e.Topic, Data: data}})
+}
+
+// load reads the configuration and makes the modules.
+func (g *generation) load() (*moduleSet, error) {
+	if err := g.opts.Modules.Check(); err != nil {
+		return nil, fault(handoff.StageConfig, "", err)
+	}
+	cfg, err := config.Load(g.opts.ConfigFile, g.opts.Modules.Names())
+	if err != nil {
+		return nil, fault(handoff.StageConfig, "", err)
+	}
+	if cfg.App.RunDir != g.opts.RunDir {
+		return nil, fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
+	}
+	g.cfg = cfg
+	set, err := newModuleSet(cfg, g.opts.Modules, g.bus, g.log, g.routes.call)
+	if err != nil {
+		return nil, err
+	}
+	g.server = serve.New(g.routes, g.log)
+	return set, nil
+}
+
+// bind opens or inherits the listener.
+func (g *generation) bind() error {
+	ln, err := g.upgrader.Listen("tcp", g.cfg.App.Listen)
+	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap
+		return fault(handoff.StagePrepare, "", fmt.Errorf("app.listen: %s is taken by another program: stop that one or change app.listen in %s", g.cfg.App.Listen, g.cfg.File()))
+	}
+	if err != nil {
+		return fault(handoff.StagePrepare, "", fmt.Errorf("app.listen: %w", err))
+	}
+	g.listen = []string{ln.Addr().String()}
+	g.server.Listen(ln)
+	return nil
+}
+
+// startFirst starts a generation that nothing came before.
+func (g *generation) startFirst(ctx context.Context) error {
+	set, err := g.load()
+	if err != nil {
+		return err
+	}
+	g.set = set
+	err = g.bind()
+	if err == nil {
+		err = set.prepare(ctx)
+	}
+	if err == nil {
+		err = set.initialize(ctx)
+	}
+	if err == nil {
+		err = g.upgrader.Ready()
+	}
+	if err != nil {
+		return errors.Join(err, set.shutdown(ctx))
+	}
+	for _, in := range set.list {
+		in.since = g.number
+	}
+	g.resume(set)
+	mode := "disabled"
+	if g.cfg.App.HotReload {
+		mode = "enabled"
+	}
+	g.log.Info(fmt.Sprintf(logInitialized, mode), "listen", g.listen[0], "pid", os.Getpid())
+	g.report(nil)
+	return nil
+}
+
+// resume serves with set: requests first, then the background work.
+func (g *generation) resume(set *moduleSet) {
+	g.mu.Lock()
+	g.set, g.runs = set, set.run()
+	g.mu.Unlock()
+	g.routes.mount(g.cfg, set)
+	g.server.Release()
+}
+
+// report tells the supervisor that this generation serves.
+func (g *generation) report(outcome *control.Outcome) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := &control.Serving{
+		Name:      g.cfg.App.Name,
+		Version:   g.cfg.App.Version,
+		HotReload: g.cfg.App.HotReload,
+		Listen:    g.listen,
+		Modules:   []control.Module{},
+		StopMS:    g.stopLimit().Milliseconds(),
+		Outcome:   outcome,
+	}
+	for _, in := range g.set.list {
+		state := "running"
+		if g.routes.failed(in.name) {
+			state, s.Degraded = "failed", true
+		}
+		s.Modules = append(s.Modules, control.Module{Name: in.name, State: state, Generation: in.since})
+	}
+	g.send(control.Message{Type: control.TypeServing, Serving: s})
+}
+
+// stopLimit is the longest that a graceful stop may take.
+func (g *generation) stopLimit() time.Duration {
+	return g.cfg.App.Drain + g.cfg.App.HookTimeout*time.Duration(2*len(g.cfg.Modules)+1) + time.Second
+}
+
+// send tells the supervisor something. If it is gone, so is this process soon.
+func (g *generation) send(m control.Message) {
+	g.out.push(m)
+}
+
+// serve obeys the supervisor until the generation ends.
+func (g *generation) serve(orders <-chan control.Message) int {
+	var (
+		upgraded chan bool // receives whether the next generation took over
+		cancel   = context.CancelCauseFunc(func(error) {})
+		stopping bool
+	)
+	for {
+		select {
+		case committed := <-upgraded:
+			upgraded = nil
+			cancel(nil)
+			if committed {
+				g.out.flush(time.Second)
+				g.server.Close()
+				return exitOK
+			}
+			if stopping {
+				return g.stop()
+			}
+		case m := <-orders:
+			switch m.Type {
+			case control.TypeUpgrade:
+				if upgraded != nil || m.Upgrade == nil {
+					continue // the supervisor sends one at a time
+				}
+				var ctx context.Context
+				ctx, cancel = context.WithCancelCause(context.Background())
+				upgraded = make(chan bool, 1)
+				go func() { upgraded <- g.upgrade(ctx, *m.Upgrade) }()
+			case control.TypeCancel:
+				cancel(errors.New(m.Error))
+			case control.TypeFailure:
+				if m.Failure != nil {
+					g.publishFailure(m.Failure)
+				}
+			case control.TypeStatus:
+				runtime.GC()
+				g.send(control.Message{Type: control.TypeStatus, Status: &control.Status{Goroutines: runtime.NumGoroutine()}})
+			case control.TypeStop:
+				stopping = true
+				cancel(errors.New("the program is stopping"))
+				if upgraded == nil {
+					return g.stop()
+				}
+			}
+		}
+	}
+}
+
+// stop ends the program's last generation gracefully: requests in flight get
+// the drain time, then the modules shut down.
+func (g *generation) stop() int {
+	code := exitOK
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	defer cancel()
+	if err := g.server.Hold(ctx); err != nil {
+		g.server.Cut()
+		again, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := g.server.Hold(again); err != nil {
+			g.log.Warn("stopping with requests unfinished", "err", err)
+		}
+	}
+	g.endRuns(context.Background())
+	if err := g.set.shutdown(context.Background()); err != nil {
+		g.log.Error("shutdown failed", "err", err)
+		code = exitFailed
+	}
+	g.server.Close()
+	g.upgrader.Stop()
+	g.out.flush(time.Second)
+	return code
+}
+
+// endRuns waits for the background work to end, within the hook's deadline.
+func (g *generation) endRuns(ctx context.Context) error {
+	g.mu.Lock()
+	runs := g.runs
+	g.runs = nil
+	g.mu.Unlock()
+	if runs == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout is over"))
+	defer cancel()
+	return runs.end(ctx)
+}
+
+// affected names the modules of set that a change of packages concerns; all
+// when that cannot be told.
+func affected(set *moduleSet, changed []string, unknown bool) []string {
+	if unknown {
+		return set.names()
+	}
+	names := []string{}
+	for _, in := range set.list {
+		if slices.Contains(changed, modules.Package(in.module)) {
+			names = append(names, in.name)
+		}
+	}
+	return names
+}
+
+// publishFailure tells the modules and the log of a reload that changed nothing.
+func (g *generation) publishFailure(f *control.Failure) {
+	g.mu.Lock()
+	names := affected(g.set, f.Changed, f.Unknown)
+	g.mu.Unlock()
+	o := f.Outcome
+	if o.FailedModule != "" && !slices.Contains(names, o.FailedModule) {
+		names = append(names, o.FailedModule)
+	}
+	topic := topics.ModuleReloadFailed
+	if o.Outcome == control.RolledBack {
+		topic = topics.ModuleRolledBack
+	}
+	for _, name := range names {
+		g.log.Error(fmt.Sprintf(logReloadFailed, name, o.Error), "stage", o.Stage)
+		eventbus.Publish(g.own, topic, topics.Module{Name: name, Generation: o.Generation, Stage: o.Stage, Error: o.Error})
+	}
+	eventbus.Publish(g.own, topics.AppReloadFailed, topics.App{Generation: o.Generation, Outcome: o.Outcome, Modules: names, Stage: o.Stage, Error: o.Error})
+}

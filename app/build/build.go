@@ -1,0 +1,281 @@
+// Package build turns sources into a binary and knows which files it read to
+// do so.
+//
+// A [Builder] builds one main package. It runs no process by itself: the
+// supervisor reaps every child of its process, so it hands in a [Runner].
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Command is a process to run to its end.
+type Command struct {
+	Args []string
+	Env  []string // in addition to this process's
+}
+
+// Runner runs a command in a process group of its own and kills the whole
+// group when ctx ends. A process that fails is an [*ExitError].
+type Runner func(ctx context.Context, c Command) (stdout []byte, err error)
+
+// ExitError is a command that ended with an exit code other than 0.
+type ExitError struct {
+	Command string
+	Status  string
+	Stderr  []byte
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("%s: %s\n%s", e.Command, e.Status, bytes.TrimSpace(e.Stderr))
+}
+
+// CompileError is what the compiler or the linker complained about, complete.
+type CompileError struct{ Output string }
+
+func (e *CompileError) Error() string { return e.Output }
+
+// Builder makes binaries of one main package.
+type Builder interface {
+	// Inputs tells what a build reads.
+	Inputs(ctx context.Context) (*Inputs, error)
+	// Build writes the binary to out. overlay names files to be read instead
+	// of others, by absolute path. A mistake in the sources is a
+	// [*CompileError]; when ctx ends nothing of the build is left running.
+	Build(ctx context.Context, out string, overlay map[string]string) error
+}
+
+// Inputs is what a build reads, apart from the standard library and modules
+// in the module cache, which do not change.
+type Inputs struct {
+	Root     string             // directory of the main module
+	Packages map[string]Package // by import path
+	Files    []string           // go.mod and the like
+	Missing  []string           // directories of imported packages that do not exist
+}
+
+// Package is one package of the build.
+type Package struct {
+	ImportPath string
+	Dir        string
+	Files      []string // names of the files that are compiled or embedded
+	Embed      bool
+	Imports    []string
+}
+
+// Go builds with the go command.
+type Go struct {
+	Package string // import path or ./path of the main package
+	TempDir string // for the go command's work, wiped by New
+	Run     Runner
+	root    string
+}
+
+var _ Builder = (*Go)(nil)
+
+// NewGo returns a builder of the main package pkg in the working directory.
+// It fails when there is no go command or no module.
+func NewGo(ctx context.Context, pkg, tempDir string, run Runner) (*Go, error) {
+	b := &Go{Package: pkg, TempDir: tempDir, Run: run}
+	if err := os.RemoveAll(tempDir); err != nil {
+		return nil, fmt.Errorf("build: wipe the temporary directory: %w", err)
+	}
+	if err := os.MkdirAll(tempDir, 0o755); err != nil {
+		return nil, fmt.Errorf("build: make the temporary directory: %w", err)
+	}
+	out, err := run(ctx, Command{Args: []string{"go", "env", "GOMOD"}})
+	if err != nil {
+		return nil, fmt.Errorf("build: the go command does not run: %w", err)
+	}
+	mod := strings.TrimSpace(string(out))
+	if mod == "" || mod == os.DevNull {
+		wd, _ := os.Getwd()
+		return nil, fmt.Errorf("build: %s is not within a Go module (no go.mod)", wd)
+	}
+	b.root = filepath.Dir(mod)
+	return b, nil
+}
+
+// Build runs go build.
+func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) error {
+	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
+		return fmt.Errorf("build: make the temporary directory: %w", err)
+	}
+	args := []string{"go", "build", "-buildvcs=false", "-o", out}
+	if overlay != nil {
+		file := filepath.Join(b.TempDir, "overlay.json")
+		data, err := json.Marshal(map[string]any{"Replace": overlay})
+		if err == nil {
+			err = os.WriteFile(file, data, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("build: write the overlay: %w", err)
+		}
+		args = append(args, "-overlay", file)
+	}
+	_, err := b.Run(ctx, Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + absolute(b.TempDir)}})
+	var exit *ExitError
+	if errors.As(err, &exit) && ctx.Err() == nil {
+		return &CompileError{strings.TrimSpace(string(exit.Stderr))}
+	}
+	if err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	return nil
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// listed is what go list tells of a package.
+type listed struct {
+	ImportPath string
+	Dir        string
+	Standard   bool
+	Module     *struct {
+		Path, Dir, GoMod, Version string
+		Main                      bool
+		Replace                   *struct{ Version string }
+	}
+	GoFiles, CgoFiles, CFiles, CXXFiles, HFiles, SFiles, SysoFiles, EmbedFiles []string
+	EmbedPatterns, Imports                                                     []string
+}
+
+// Inputs asks go list.
+func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
+	fields := "ImportPath,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports"
+	out, err := b.Run(ctx, Command{Args: []string{"go", "list", "-e", "-deps", "-json=" + fields, b.Package}})
+	if err != nil {
+		return nil, fmt.Errorf("build: list the sources: %w", err)
+	}
+	in := &Inputs{Root: b.root, Packages: map[string]Package{}}
+	mods := map[string]bool{filepath.Join(b.root, "go.mod"): true, filepath.Join(b.root, "go.sum"): true}
+	module := ""
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, fmt.Errorf("build: read go list: %w", err)
+		}
+		if p.Module != nil && p.Module.Main {
+			module = p.Module.Path
+		}
+		immutable := p.Standard || p.Module != nil && !p.Module.Main && p.Module.Version != "" && (p.Module.Replace == nil || p.Module.Replace.Version != "") && !strings.HasPrefix(p.Dir, b.root+string(filepath.Separator))
+		if immutable {
+			continue
+		}
+		if p.Dir == "" {
+			if rest, ok := strings.CutPrefix(p.ImportPath, module+"/"); ok && module != "" {
+				in.Missing = append(in.Missing, filepath.Join(b.root, rest))
+			}
+			continue
+		}
+		if p.Module != nil && p.Module.GoMod != "" {
+			mods[p.Module.GoMod] = true
+		}
+		in.Packages[p.ImportPath] = Package{
+			ImportPath: p.ImportPath,
+			Dir:        p.Dir,
+			Files:      slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.HFiles, p.SFiles, p.SysoFiles, p.EmbedFiles),
+			Embed:      len(p.EmbedPatterns) > 0,
+			Imports:    p.Imports,
+		}
+	}
+	if work, err := b.Run(ctx, Command{Args: []string{"go", "env", "GOWORK"}}); err == nil {
+		if file := strings.TrimSpace(string(work)); file != "" && file != "off" {
+			mods[file], mods[file+".sum"] = true, true
+		}
+	}
+	for file := range mods {
+		in.Files = append(in.Files, file)
+	}
+	slices.Sort(in.Files)
+	return in, nil
+}
+
+// Stale tells whether a change of these files may change what a build reads,
+// so that Inputs must be asked again before the next build.
+func (in *Inputs) Stale(changed []string) bool {
+	byDir := map[string]Package{}
+	for _, p := range in.Packages {
+		byDir[p.Dir] = p
+	}
+	for _, file := range changed {
+		p, known := byDir[filepath.Dir(file)]
+		if slices.Contains(in.Files, file) || !known || !slices.Contains(p.Files, filepath.Base(file)) {
+			return true
+		}
+		if filepath.Ext(file) != ".go" {
+			continue
+		}
+		src, err := os.ReadFile(file)
+		if err != nil || p.Embed || bytes.Contains(src, []byte("//go:")) || bytes.Contains(src, []byte("// +build")) {
+			return true
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, src, parser.ImportsOnly)
+		if err != nil {
+			continue // the compiler will say
+		}
+		for _, spec := range f.Imports {
+			if path, err := strconv.Unquote(spec.Path.Value); err != nil || !slices.Contains(p.Imports, path) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Affected names the packages whose code changes with these files, including
+// those that import them; unknown when that cannot be told.
+func (in *Inputs) Affected(changed []string) (packages []string, unknown bool) {
+	byDir := map[string]string{}
+	importers := map[string][]string{}
+	for path, p := range in.Packages {
+		byDir[p.Dir] = path
+		for _, i := range p.Imports {
+			importers[i] = append(importers[i], path)
+		}
+	}
+	seen := map[string]bool{}
+	var add func(path string)
+	add = func(path string) {
+		if !seen[path] {
+			seen[path] = true
+			for _, i := range importers[path] {
+				add(i)
+			}
+		}
+	}
+	for _, file := range changed {
+		path := ""
+		for dir := filepath.Dir(file); path == "" && len(dir) >= len(in.Root); dir = filepath.Dir(dir) {
+			path = byDir[dir] // an embedded file may lie deeper
+		}
+		if path == "" {
+			return nil, true
+		}
+		add(path)
+	}
+	for path := range seen {
+		packages = append(packages, path)
+	}
+	slices.Sort(packages)
+	return packages, false
+}

@@ -1,0 +1,25 @@
+// Package supervisor is the stable process of an orchestrator: the one that
+// the terminal, systemd or a container sees. It starts the first generation,
+// has each following one replace the one before, restarts the program when it
+// crashes, and in development watches the sources and builds. It runs no code
+// of modules.
+//
+// One goroutine, the loop, owns all state; everything else sends it messages.
+package supervisor
+
+import (
+	"io"
+	"log/slog"
+)
+
+// Options are what a supervisor needs to know.
+type Options struct {
+	ConfigFile string
+	RunDir     string
+	HotReload  bool
+	Binary     string   // of this program, absolute
+	Package    string   // import path of the main package it was built from
+	WorkerArgs []string // arguments that make the binary a worker
+	Log        *slog.Logger
+	Out        io.Writer // for people
+}

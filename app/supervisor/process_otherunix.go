@@ -1,0 +1,9 @@
+//go:build unix && !linux
+
+package supervisor
+
+import "syscall"
+
+func becomeSubreaper() {}
+
+func processAttr(bool) *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

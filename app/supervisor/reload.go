@@ -1,0 +1,603 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"orchestrator/app/build"
+	"orchestrator/app/control"
+	"orchestrator/app/watch"
+)
+
+const (
+	// quietTime is how long the sources must hold still before a failure is
+	// believed: a half-written file is nobody's mistake.
+	quietTime = 300 * time.Millisecond
+
+	// After this many cancelled builds, or this long, a build may finish: it
+	// then reads copies that hold still.
+	maxCancelled = 3
+	maxWaiting   = 2 * time.Second
+
+	defaultTimeout = 15 * time.Second
+)
+
+// request is somebody's wish to reload.
+type request struct {
+	reload control.ReloadRequest
+	why    string
+	reply  chan control.Outcome // receives the outcome; nil if nobody waits
+	timer  *time.Timer
+}
+
+func (r *request) answer(o control.Outcome) {
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+	if r.reply != nil {
+		r.reply <- o
+	}
+}
+
+type phase int
+
+const (
+	listing phase = iota
+	building
+	upgrading
+	settling // failed, and waiting for the files to be quiet
+)
+
+// job is one attempt to make the running program what it should be.
+type job struct {
+	phase     phase
+	initial   bool // builds the first generation
+	requests  []*request
+	snap      watch.Snapshot // what is being built
+	frozen    bool           // from copies
+	forced    bool           // build even if nothing changed
+	trigger   []string
+	changed   []string // packages
+	unknown   bool
+	binary    string
+	began     time.Time
+	restarts  int
+	again     bool // the sources changed during the build
+	cancel    context.CancelCauseFunc
+	expired   error
+	buildTime time.Duration
+	failure   *control.Outcome
+}
+
+// reloader is the part of the loop's state that makes new generations.
+type reloader struct {
+	builder build.Builder
+	inputs  *build.Inputs
+	set     watch.Set
+	watcher *watch.Watcher // nil without hot reload
+
+	current struct { // what serves, or will once it starts
+		binary string
+		snap   watch.Snapshot
+	}
+	refused watch.Snapshot // what failed last: not tried again by itself
+
+	job          *job
+	waiting      *request // a queue of one: the latest wins
+	quiet        <-chan time.Time
+	saidIgnoring bool
+}
+
+// begin starts the first generation, from the sources in development.
+func (s *supervisor) begin() error {
+	if !s.opts.HotReload {
+		s.current.binary = s.opts.Binary
+		return s.startFirst(s.opts.Binary)
+	}
+	s.set = watch.Set{Files: []string{absolute(s.opts.ConfigFile)}}
+	if err := s.needBuilder(); err != nil {
+		return fmt.Errorf("hot_reload is on, but the sources cannot be built: %w; start it in the folder of its sources, or set app.hot_reload: false", err)
+	}
+	s.watcher = watch.New(s.opts.Log)
+	s.job = &job{initial: true, forced: true, began: time.Now()}
+	s.list()
+	return nil
+}
+
+func (s *supervisor) needBuilder() error {
+	if s.builder != nil {
+		return nil
+	}
+	b, err := build.NewGo(s.ctx, s.opts.Package, filepath.Join(s.opts.RunDir, "tmp"), s.reaper.command)
+	if err == nil {
+		s.builder = b
+	}
+	return err
+}
+
+// looks is when to look at the sources.
+func (s *supervisor) looks() <-chan struct{} {
+	if s.watcher == nil || s.stopping {
+		return nil
+	}
+	return s.watcher.C
+}
+
+// look compares what the sources say with what is being built or serves.
+func (s *supervisor) look() {
+	snap := watch.Take(s.set)
+	switch j := s.job; {
+	case j == nil:
+		if snap.Equal(s.current.snap) {
+			s.refused = nil
+			return
+		}
+		if s.refused != nil && snap.Equal(s.refused) || s.serving == nil {
+			return
+		}
+		s.start(&job{})
+	case j.phase == building && !j.frozen && !snap.Equal(j.snap):
+		j.again = true
+		if j.restarts < maxCancelled && time.Since(j.began) < maxWaiting {
+			j.cancel(errors.New("the sources changed"))
+		}
+	case j.phase == settling && !snap.Equal(j.snap):
+		s.quiet = nil
+		s.start(&job{began: j.began, requests: j.requests})
+	}
+}
+
+// request asks for a reload. There is one attempt at a time and one that
+// waits; a later request takes its place.
+func (s *supervisor) request(r *request) {
+	if s.stopping {
+		r.answer(control.Outcome{Outcome: control.Rejected, Error: "the program is stopping"})
+		return
+	}
+	limit := time.Duration(r.reload.TimeoutMS) * time.Millisecond
+	if limit <= 0 {
+		limit = defaultTimeout
+	}
+	r.timer = time.AfterFunc(limit, func() { s.do(func() { s.expire(r) }) })
+	fromSources := r.reload.Binary == "" && (s.watcher != nil || r.reload.Build)
+	switch {
+	case s.job == nil:
+		s.start(&job{requests: []*request{r}})
+	case s.job.phase == settling:
+		s.quiet = nil
+		s.start(&job{requests: append(s.job.requests, r)})
+	case fromSources && s.job.phase < upgrading:
+		s.job.requests = append(s.job.requests, r)
+	default:
+		if s.waiting != nil {
+			s.waiting.answer(s.outcome(control.Superseded, "a newer reload was asked for"))
+		}
+		s.waiting = r
+	}
+}
+
+// expire gives up what r waits for, unless it is committed.
+func (s *supervisor) expire(r *request) {
+	cause := errors.New("the timeout of the reload is over")
+	switch {
+	case s.waiting == r:
+		s.waiting = nil
+		r.answer(s.outcome(control.Rejected, cause.Error()))
+	case s.job != nil && slices.Contains(s.job.requests, r):
+		s.job.expired = cause
+		if s.job.cancel != nil {
+			s.job.cancel(cause)
+		}
+		if s.job.phase == upgrading && s.serving != nil {
+			s.serving.conn.Send(control.Message{Type: control.TypeCancel, Error: cause.Error()})
+		}
+	}
+}
+
+// outcome is one that leaves the serving generation alone.
+func (s *supervisor) outcome(outcome, err string) control.Outcome {
+	return control.Outcome{Outcome: outcome, Serving: s.servingNumber(), Error: err, Trigger: []string{}, Modules: []string{}, StagesMS: map[string]float64{}}
+}
+
+func (s *supervisor) servingNumber() int {
+	if s.serving == nil {
+		return 0
+	}
+	return s.serving.generation
+}
+
+// start begins a job.
+func (s *supervisor) start(j *job) {
+	if j.began.IsZero() {
+		j.began = time.Now()
+	}
+	s.job = j
+	var r control.ReloadRequest
+	if len(j.requests) > 0 {
+		r = j.requests[len(j.requests)-1].reload
+	}
+	switch {
+	case r.Binary != "":
+		j.binary, j.unknown = r.Binary, true
+		s.upgrade()
+	case s.watcher == nil && !r.Build:
+		j.binary, j.unknown = s.opts.Binary, true
+		s.upgrade()
+	default:
+		if err := s.needBuilder(); err != nil {
+			s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
+			return
+		}
+		j.forced = r.Build && s.inputs == nil
+		s.sources()
+	}
+}
+
+// sources builds what the sources say, after finding out what they are if
+// that may have changed.
+func (s *supervisor) sources() {
+	changed := watch.Take(s.set).Diff(s.current.snap)
+	changed = slices.DeleteFunc(changed, s.isConfig)
+	if s.inputs == nil || len(s.inputs.Missing) > 0 || s.inputs.Stale(changed) {
+		s.list()
+		return
+	}
+	s.build()
+}
+
+func (s *supervisor) isConfig(path string) bool { return path == absolute(s.opts.ConfigFile) }
+
+// list asks what a build reads.
+func (s *supervisor) list() {
+	j := s.job
+	j.phase = listing
+	var ctx context.Context
+	ctx, j.cancel = context.WithCancelCause(s.ctx)
+	go func() {
+		inputs, err := s.builder.Inputs(ctx)
+		s.do(func() {
+			if s.job != j {
+				return
+			}
+			if err != nil {
+				s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
+				return
+			}
+			s.inputs = inputs
+			s.set = sourceSet(inputs, s.opts.ConfigFile)
+			if s.watcher != nil {
+				s.watcher.Watch(s.set)
+			}
+			s.build()
+		})
+	}()
+}
+
+func sourceSet(in *build.Inputs, configFile string) watch.Set {
+	set := watch.Set{Files: append(slices.Clone(in.Files), absolute(configFile)), Dirs: slices.Clone(in.Missing)}
+	for _, p := range in.Packages {
+		set.Dirs = append(set.Dirs, p.Dir)
+		for _, f := range p.Files {
+			if dir := filepath.Dir(f); dir != "." {
+				set.Trees = append(set.Trees, filepath.Join(p.Dir, dir))
+			} else if p.Embed {
+				set.Files = append(set.Files, filepath.Join(p.Dir, f))
+			}
+		}
+	}
+	slices.Sort(set.Trees)
+	set.Trees = slices.Compact(set.Trees)
+	return set
+}
+
+// build begins to build, unless only the configuration changed.
+func (s *supervisor) build() {
+	j := s.job
+	j.phase, j.again = building, false
+	j.frozen = j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
+	var overlay map[string]string
+	if j.frozen {
+		dir := filepath.Join(absolute(s.opts.RunDir), "frozen")
+		os.RemoveAll(dir)
+		where, snap, err := watch.Copy(s.set, dir)
+		if err != nil {
+			s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: fmt.Sprintf("copy the sources: %v", err)})
+			return
+		}
+		delete(where, absolute(s.opts.ConfigFile))
+		overlay, j.snap = where, snap
+	} else {
+		j.snap = watch.Take(s.set)
+	}
+	paths := j.snap.Diff(s.current.snap)
+	code := slices.DeleteFunc(slices.Clone(paths), s.isConfig)
+	if !j.initial {
+		j.trigger = relative(paths)
+		j.changed, j.unknown = s.inputs.Affected(code)
+		if len(paths) == 0 {
+			j.unknown = true // asked for, for a reason only the asker knows
+		}
+	}
+	if len(code) == 0 && !j.forced && s.current.binary != "" {
+		j.binary = s.current.binary
+		s.upgrade()
+		return
+	}
+	var ctx context.Context
+	ctx, j.cancel = context.WithCancelCause(s.ctx)
+	began := time.Now()
+	go func() {
+		binary, err := s.compile(ctx, overlay, j.initial)
+		s.do(func() {
+			j.buildTime += time.Since(began)
+			if s.job == j {
+				s.built(binary, err)
+			}
+		})
+	}()
+}
+
+// compile builds into a folder that is named after what came out. It runs in
+// a goroutine of its own.
+func (s *supervisor) compile(ctx context.Context, overlay map[string]string, seed bool) (string, error) {
+	builds := filepath.Join(absolute(s.opts.RunDir), "builds")
+	fresh := filepath.Join(builds, "new")
+	if err := os.RemoveAll(fresh); err != nil {
+		return "", fmt.Errorf("build: clear builds: %w", err)
+	}
+	if err := os.MkdirAll(fresh, 0o755); err != nil {
+		return "", fmt.Errorf("build: make a folder in run_dir: %w", err)
+	}
+	out := filepath.Join(fresh, "orchestrator")
+	if seed {
+		copyFile(s.opts.Binary, out) // go build need not link what is up to date
+	}
+	if err := s.builder.Build(ctx, out, overlay); err != nil {
+		return "", err
+	}
+	id, err := digest(out)
+	if err != nil {
+		return "", fmt.Errorf("build: read the binary: %w", err)
+	}
+	dir := filepath.Join(builds, id)
+	if _, err := os.Stat(filepath.Join(dir, "orchestrator")); err == nil {
+		return filepath.Join(dir, "orchestrator"), os.RemoveAll(fresh)
+	}
+	os.RemoveAll(dir)
+	if err := os.Rename(fresh, dir); err != nil {
+		return "", fmt.Errorf("build: name the build: %w", err)
+	}
+	return filepath.Join(dir, "orchestrator"), nil
+}
+
+// built goes on with what the build gave, unless it is of sources that have
+// changed since: that is neither the old nor the new.
+func (s *supervisor) built(binary string, err error) {
+	j := s.job
+	if s.stopping {
+		return
+	}
+	if j.expired != nil {
+		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "build", Error: j.expired.Error()})
+		return
+	}
+	if !j.frozen && (j.again || !watch.Take(s.set).Equal(j.snap)) {
+		j.restarts++
+		s.sources()
+		return
+	}
+	if j.initial {
+		s.builtFirst(binary, err)
+		return
+	}
+	if err != nil {
+		s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
+		return
+	}
+	j.binary = binary
+	if binary == s.current.binary && len(j.requests) == 0 && !slices.ContainsFunc(j.snap.Diff(s.current.snap), s.isConfig) {
+		s.current.snap = j.snap
+		o := s.outcome(control.Unchanged, "")
+		o.Generation = s.servingNumber()
+		s.finish(o)
+		return
+	}
+	s.upgrade()
+}
+
+// builtFirst starts the first generation.
+func (s *supervisor) builtFirst(binary string, err error) {
+	j := s.job
+	s.job = nil
+	s.current.snap = j.snap
+	if err != nil {
+		s.say("%s\nthe build failed; starting %s as it is, which is not what the sources say", err, s.opts.Binary)
+		binary = s.opts.Binary
+		s.refused = j.snap
+		s.current.snap = nil
+	}
+	s.current.binary = binary
+	if err := s.startFirst(binary); err != nil {
+		s.say("%v", err)
+		s.stopping, s.code = true, 1
+	}
+}
+
+// began is called when a generation that nothing came before serves.
+func (s *supervisor) began(w *worker) {
+	s.say("generation %d serves on http://%s (process %d)", w.generation, w.serving.Listen[0], w.pid)
+	s.look()
+}
+
+// upgrade has the serving generation hand over to the job's binary.
+func (s *supervisor) upgrade() {
+	j := s.job
+	if s.serving == nil {
+		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "start", Error: "no generation is serving now"})
+		return
+	}
+	j.phase = upgrading
+	s.number++
+	s.binaries[s.number] = j.binary
+	order := control.Upgrade{
+		Binary:     absolute(j.binary),
+		Generation: s.number,
+		TimeoutMS:  defaultTimeout.Milliseconds(),
+		Changed:    j.changed,
+		Unknown:    j.unknown,
+	}
+	if len(j.requests) > 0 {
+		r := j.requests[len(j.requests)-1].reload
+		order.Force, order.DropState = r.Force, r.DropState
+		if r.TimeoutMS > 0 {
+			order.TimeoutMS = r.TimeoutMS
+		}
+	}
+	if err := s.serving.conn.Send(control.Message{Type: control.TypeUpgrade, Upgrade: &order}); err != nil {
+		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "start", Error: err.Error()})
+	}
+}
+
+// upgraded is called when a worker tells how the upgrade went.
+func (s *supervisor) upgraded(o control.Outcome) {
+	if s.job == nil || s.job.phase != upgrading {
+		if o.Outcome == control.RolledBack {
+			s.last = &o
+			s.say("generation %d failed after it took over (%s); generation %d serves again, what happened in between is lost", o.Generation, o.Error, s.servingNumber())
+		}
+		return
+	}
+	if o.Outcome != control.Reloaded {
+		s.failed(o)
+		return
+	}
+	s.current.binary = s.job.binary
+	if s.job.snap != nil {
+		s.current.snap = s.job.snap
+	}
+	s.refused = nil
+	s.finish(o)
+}
+
+// lost is called when the serving generation died and no other is there.
+func (s *supervisor) lost(w *worker) {
+	if s.job != nil && s.job.phase == upgrading {
+		o := s.outcome(control.Failed, fmt.Sprintf("generation %d died during the upgrade", w.generation))
+		o.Stage = "upgrade"
+		s.finish(o)
+	}
+}
+
+// failed ends the job, at once if somebody waits for it and else when the
+// files are quiet.
+func (s *supervisor) failed(o control.Outcome) {
+	j := s.job
+	if len(j.requests) == 0 && !s.stopping {
+		j.phase, j.failure = settling, &o
+		s.quiet = time.After(quietTime)
+		return
+	}
+	s.finish(o)
+}
+
+// settle believes a failure if the sources have not changed since.
+func (s *supervisor) settle() {
+	s.quiet = nil
+	j := s.job
+	if j == nil || j.phase != settling {
+		return
+	}
+	if !watch.Take(s.set).Equal(j.snap) {
+		s.start(&job{began: j.began})
+		return
+	}
+	s.finish(*j.failure)
+}
+
+// finish ends the job with o, tells everybody, and goes on with what waits.
+func (s *supervisor) finish(o control.Outcome) {
+	j := s.job
+	s.job = nil
+	o.Serving = s.servingNumber()
+	o.Trigger = append([]string{}, j.trigger...)
+	if o.Modules == nil {
+		o.Modules = []string{}
+	}
+	if o.StagesMS == nil {
+		o.StagesMS = map[string]float64{}
+	}
+	if j.buildTime > 0 {
+		o.StagesMS["build"] = milliseconds(j.buildTime)
+	}
+	o.TotalMS = milliseconds(time.Since(j.began))
+	if notes := supervisorOnly(s.inputs, j.trigger); notes != "" && o.Outcome == control.Reloaded {
+		o.Notes = append(o.Notes, notes)
+	}
+	switch o.Outcome {
+	case control.Reloaded, control.Unchanged:
+	default:
+		s.refused = j.snap
+		if s.serving != nil {
+			s.serving.conn.Send(control.Message{Type: control.TypeFailure, Failure: &control.Failure{Outcome: o, Changed: j.changed, Unknown: j.unknown}})
+		}
+	}
+	s.last = &o
+	s.say("%s", Describe(o))
+	for _, r := range j.requests {
+		r.answer(o)
+	}
+	s.prune()
+	if r := s.waiting; r != nil {
+		s.waiting = nil
+		s.start(&job{requests: []*request{r}})
+		return
+	}
+	if s.watcher != nil {
+		s.look()
+	}
+}
+
+// abandon ends whatever is being tried.
+func (s *supervisor) abandon(why string) {
+	o := s.outcome(control.Rejected, why)
+	if s.job != nil {
+		if s.job.cancel != nil {
+			s.job.cancel(errors.New(why))
+		}
+		for _, r := range s.job.requests {
+			r.answer(o)
+		}
+		s.job = nil
+	}
+	if s.waiting != nil {
+		s.waiting.answer(o)
+		s.waiting = nil
+	}
+}
+
+// prune removes builds that nobody runs.
+func (s *supervisor) prune() {
+	keep := map[string]bool{filepath.Base(filepath.Dir(s.current.binary)): true, "new": true}
+	for n, binary := range s.binaries {
+		if s.workers[n] != nil {
+			keep[filepath.Base(filepath.Dir(binary))] = true
+		} else if n < s.number {
+			delete(s.binaries, n)
+		}
+	}
+	builds := filepath.Join(s.opts.RunDir, "builds")
+	entries, _ := os.ReadDir(builds)
+	for _, e := range entries {
+		if !keep[e.Name()] {
+			os.RemoveAll(filepath.Join(builds, e.Name()))
+		}
+	}
+	os.RemoveAll(filepath.Join(s.opts.RunDir, "frozen"))
+}

@@ -1,0 +1,405 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"orchestrator/app/control"
+	"orchestrator/app/watch"
+	"orchestrator/handoff"
+)
+
+const logIgnoring = "Hot-reload disabled, ignoring file changes"
+
+// worker is a generation's process.
+type worker struct {
+	generation int
+	pid        int
+	build      string
+	conn       *control.Conn
+	serving    *control.Serving // what it said of itself when it began to serve
+}
+
+// supervisor is the loop's state.
+type supervisor struct {
+	opts   Options
+	reaper *reaper
+	locks  *locks
+	ctx    context.Context // ends when the program stops: builds obey it
+
+	inbox    chan func() // what other goroutines ask the loop to do
+	workers  map[int]*worker
+	serving  *worker
+	first    firstWorker
+	groups   []int          // process groups of workers, to kill
+	binaries map[int]string // generation -> binary
+	number   int            // of the last generation
+	everyone bool           // some generation has served
+	crashes  int            // in a row
+
+	last      *control.Outcome
+	events    []control.Event // the last few
+	seq       int64
+	followers map[chan control.Event]bool
+	answers   []chan control.Status // status questions on their way to the worker
+
+	reloader
+
+	stopping bool
+	code     int
+	deadline <-chan time.Time
+	kill     func()
+}
+
+// firstWorker is a worker that was started here and has not served yet.
+type firstWorker struct {
+	pid  int
+	done chan syscall.WaitStatus
+}
+
+// Run is the whole life of a supervisor. It returns the program's exit code.
+func Run(opts Options) (int, error) {
+	s := &supervisor{
+		opts:      opts,
+		inbox:     make(chan func(), 64),
+		workers:   map[int]*worker{},
+		binaries:  map[int]string{},
+		followers: map[chan control.Event]bool{},
+		last:      nil,
+	}
+	terminal := hasTerminal() && !signal.Ignored(syscall.SIGHUP)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+
+	var err error
+	if s.locks, err = lockRunDir(opts.RunDir, s.say); err != nil {
+		return 1, err
+	}
+	defer s.locks.release()
+	var cancel context.CancelFunc
+	s.ctx, cancel = context.WithCancel(context.Background())
+	defer cancel()
+	s.kill = cancel
+	s.reaper = newReaper()
+	ln, err := s.listen()
+	if err != nil {
+		return 1, err
+	}
+	defer ln.Close()
+	go s.accept(ln)
+
+	if err := s.begin(); err != nil {
+		return 1, err
+	}
+	for {
+		if s.stopping && len(s.workers) == 0 && s.first.pid == 0 {
+			s.end()
+			return s.code, nil
+		}
+		select {
+		case f := <-s.inbox:
+			f()
+		case sig := <-signals:
+			s.signal(sig.(syscall.Signal), terminal)
+		case status := <-s.first.done:
+			s.firstExited(status)
+		case <-s.deadline:
+			s.say("the modules do not stop in time, killing them")
+			s.code = 1
+			s.killAll()
+		case <-s.looks():
+			s.look()
+		case <-s.quiet:
+			s.settle()
+		}
+	}
+}
+
+func (s *supervisor) say(format string, args ...any) {
+	fmt.Fprintf(s.opts.Out, format+"\n", args...)
+}
+
+// do has the loop call f. It is how other goroutines change anything.
+func (s *supervisor) do(f func()) { s.inbox <- f }
+
+func (s *supervisor) signal(sig syscall.Signal, terminal bool) {
+	switch {
+	case sig == syscall.SIGHUP && (!terminal || hasTerminal()):
+		s.request(&request{reload: control.ReloadRequest{}, why: "SIGHUP"})
+	case s.stopping:
+		s.code = 128 + int(sig)
+		s.say("killing everything")
+		s.killAll()
+	default:
+		s.stop()
+	}
+}
+
+// hasTerminal tells whether there is a controlling terminal.
+func hasTerminal() bool {
+	f, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	f.Close()
+	return true
+}
+
+// stop ends the program gracefully.
+func (s *supervisor) stop() {
+	s.stopping = true
+	s.kill()
+	limit := 10 * time.Second
+	if s.serving != nil && s.serving.serving != nil {
+		limit = time.Duration(s.serving.serving.StopMS) * time.Millisecond
+	}
+	s.deadline = time.After(limit)
+	for _, w := range s.workers {
+		w.conn.Send(control.Message{Type: control.TypeStop})
+	}
+	if s.first.pid != 0 && len(s.workers) == 0 {
+		syscall.Kill(s.first.pid, syscall.SIGTERM)
+	}
+	s.abandon("the program is stopping")
+}
+
+func (s *supervisor) killAll() {
+	for _, group := range s.groups {
+		syscall.Kill(-group, syscall.SIGKILL)
+	}
+}
+
+// end makes sure that nothing is left.
+func (s *supervisor) end() {
+	for end := time.Now().Add(2 * time.Second); !s.reaper.childless() && time.Now().Before(end); {
+		time.Sleep(2 * time.Millisecond)
+	}
+	s.killAll()
+	for end := time.Now().Add(time.Second); !s.reaper.childless() && time.Now().Before(end); {
+		time.Sleep(2 * time.Millisecond)
+	}
+	os.Remove(control.Socket(s.opts.RunDir))
+}
+
+// startFirst starts a generation that nothing came before.
+func (s *supervisor) startFirst(binary string) error {
+	s.number++
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	env := handoff.FirstEnv(s.number, 3)
+	pid, done, err := s.reaper.spawn(binary, s.opts.WorkerArgs, env, false, null, os.Stdout, os.Stderr, s.locks.workers)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", binary, err)
+	}
+	s.binaries[s.number] = binary
+	s.first = firstWorker{pid, done}
+	s.groups = append(s.groups, pid)
+	return nil
+}
+
+// firstExited is called when a process that was started here has ended.
+func (s *supervisor) firstExited(status syscall.WaitStatus) {
+	pid := s.first.pid
+	s.first = firstWorker{}
+	if s.everyone || s.stopping {
+		if s.stopping && s.code == 0 && s.deadline != nil && status.ExitStatus() > 0 {
+			s.code = status.ExitStatus()
+		}
+		s.checkAlive()
+		return
+	}
+	s.say("the program could not start (process %d: %s)", pid, describe(status))
+	s.stopping = true
+	s.code = max(1, status.ExitStatus())
+}
+
+// checkAlive restarts the program when no generation is left.
+func (s *supervisor) checkAlive() {
+	if s.stopping || !s.everyone || len(s.workers) > 0 || s.first.pid != 0 {
+		return
+	}
+	s.crashes++
+	wait := min(100*time.Millisecond<<min(s.crashes-1, 10), 5*time.Second)
+	s.say("the program is gone, all state in memory with it; starting it again in %v", wait)
+	binary := s.current.binary
+	time.AfterFunc(wait, func() {
+		s.do(func() {
+			if s.stopping {
+				return
+			}
+			if err := s.startFirst(binary); err != nil {
+				s.say("%v", err)
+				s.checkAlive()
+			}
+		})
+	})
+}
+
+// listen makes the control socket, which only this user may use.
+func (s *supervisor) listen() (net.Listener, error) {
+	path := control.Socket(s.opts.RunDir)
+	os.Remove(path) // left behind by a killed supervisor: we hold the lock
+	mask := syscall.Umask(0o177)
+	ln, err := net.Listen("unix", path)
+	syscall.Umask(mask)
+	if err != nil {
+		abs, _ := filepath.Abs(path)
+		return nil, fmt.Errorf("run_dir: control socket %s: %w", abs, err)
+	}
+	return ln, nil
+}
+
+func (s *supervisor) accept(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		go func() {
+			c, hello, err := control.Accept(conn)
+			if err != nil {
+				s.opts.Log.Warn("refused a connection to the control socket", "err", err)
+				return
+			}
+			if hello.Role == control.RoleWorker {
+				s.worker(c, hello)
+			} else {
+				s.client(c)
+			}
+			c.Close()
+		}()
+	}
+}
+
+// worker serves the link of one worker, in its own goroutine.
+func (s *supervisor) worker(c *control.Conn, hello *control.Hello) {
+	w := &worker{generation: hello.Generation, pid: hello.PID, conn: c}
+	s.do(func() {
+		w.build = buildID(s.binaries[w.generation])
+		s.workers[w.generation] = w
+		if s.stopping {
+			c.Send(control.Message{Type: control.TypeStop})
+		}
+	})
+	for {
+		m, err := c.Receive()
+		if err != nil {
+			break
+		}
+		s.do(func() { s.heard(w, m) })
+	}
+	s.do(func() { s.gone(w) })
+}
+
+// heard handles a worker's message.
+func (s *supervisor) heard(w *worker, m control.Message) {
+	switch {
+	case m.Type == control.TypeServing && m.Serving != nil:
+		fresh := w.serving == nil
+		w.serving = m.Serving
+		if fresh {
+			s.takesOver(w)
+		}
+	case m.Type == control.TypeOutcome && m.Outcome != nil:
+		s.serving = w // it carries on
+		s.upgraded(*m.Outcome)
+	case m.Type == control.TypeEvent && m.Event != nil:
+		s.publish(*m.Event)
+	case m.Type == control.TypeStatus && m.Status != nil:
+		for _, answer := range s.answers {
+			answer <- *m.Status
+		}
+		s.answers = nil
+	}
+}
+
+// takesOver is called when a generation serves for the first time.
+func (s *supervisor) takesOver(w *worker) {
+	s.serving, s.everyone = w, true
+	if o := w.serving.Outcome; o != nil {
+		s.upgraded(*o)
+	} else {
+		s.began(w)
+	}
+	time.AfterFunc(10*time.Second, func() {
+		s.do(func() {
+			if s.serving == w {
+				s.crashes = 0
+			}
+		})
+	})
+	s.setHotReload(w.serving.HotReload)
+}
+
+// gone is called when a worker's link has ended, which is when it has died.
+func (s *supervisor) gone(w *worker) {
+	w.conn.Close()
+	if s.workers[w.generation] == w {
+		delete(s.workers, w.generation)
+	}
+	if s.serving == w {
+		s.serving = nil
+		for _, answer := range s.answers {
+			close(answer)
+		}
+		s.answers = nil
+		if len(s.workers) == 0 {
+			s.lost(w)
+		}
+	}
+	if s.first.pid != w.pid {
+		s.checkAlive()
+	}
+}
+
+// publish numbers an event and keeps it for those who ask.
+func (s *supervisor) publish(e control.Event) {
+	s.seq++
+	e.Seq = s.seq
+	s.events = append(s.events, e)
+	if len(s.events) > 1000 {
+		s.events = slices.Clone(s.events[len(s.events)-1000:])
+	}
+	for f := range s.followers {
+		select {
+		case f <- e:
+		default: // it reads too slowly: end it rather than leave a gap
+			close(f)
+			delete(s.followers, f)
+		}
+	}
+}
+
+// setHotReload begins or ends the watching.
+func (s *supervisor) setHotReload(on bool) {
+	switch {
+	case !on && s.watcher != nil:
+		s.watcher.Close()
+		s.watcher = nil
+		fallthrough
+	case !on && !s.saidIgnoring:
+		s.saidIgnoring = true
+		s.opts.Log.Info(logIgnoring)
+	case on && s.watcher == nil:
+		s.saidIgnoring = false
+		s.watcher = watch.New(s.opts.Log)
+		s.watcher.Watch(s.set)
+	}
+}

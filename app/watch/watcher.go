@@ -1,0 +1,179 @@
+package watch
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// pollInterval is how often to look where the system gives no events.
+const pollInterval = time.Second
+
+// Watcher says when to look at a [Set] again.
+type Watcher struct {
+	// C receives when something may have changed since it was received last.
+	C <-chan struct{}
+
+	look  chan struct{}
+	log   *slog.Logger
+	fs    *fsnotify.Watcher // nil: poll only
+	close chan struct{}
+	tasks sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	set     Set
+	polling bool
+}
+
+// New returns a watcher of nothing.
+func New(log *slog.Logger) *Watcher {
+	look := make(chan struct{}, 1)
+	w := &Watcher{C: look, look: look, log: log, close: make(chan struct{})}
+	var err error
+	if w.fs, err = fsnotify.NewWatcher(); err != nil {
+		w.fs = nil
+		w.poll("", err)
+	} else {
+		w.tasks.Go(w.run)
+	}
+	return w
+}
+
+// Watch changes what is watched. Directories that do not exist yet are
+// noticed when they come.
+func (w *Watcher) Watch(s Set) {
+	w.mu.Lock()
+	w.set = s
+	w.mu.Unlock()
+	w.arm()
+	w.notify()
+}
+
+// Close ends the watching.
+func (w *Watcher) Close() {
+	close(w.close)
+	if w.fs != nil {
+		w.fs.Close()
+	}
+	w.tasks.Wait()
+}
+
+func (w *Watcher) notify() {
+	select {
+	case w.look <- struct{}{}:
+	default:
+	}
+}
+
+// arm adds a watch for each directory of the set, or for its nearest ancestor
+// that exists, and removes those that are not wanted any more.
+func (w *Watcher) arm() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.fs == nil {
+		return
+	}
+	wanted := map[string]bool{}
+	for _, dir := range w.set.Dirs {
+		wanted[existing(dir)] = true
+	}
+	for _, file := range w.set.Files {
+		wanted[existing(filepath.Dir(file))] = true
+	}
+	for _, tree := range w.set.Trees {
+		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				wanted[path] = true
+			}
+			return nil
+		})
+	}
+	for _, dir := range w.fs.WatchList() {
+		if !wanted[dir] {
+			w.fs.Remove(dir)
+		}
+	}
+	for dir := range wanted {
+		if err := w.fs.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			w.polled(dir, err)
+		}
+	}
+}
+
+// existing is dir or its nearest ancestor that is a directory.
+func existing(dir string) string {
+	for {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() || dir == filepath.Dir(dir) {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// run passes events on. Which file they are about does not matter: looking is
+// cheap, and the content decides.
+func (w *Watcher) run() {
+	for {
+		select {
+		case e, ok := <-w.fs.Events:
+			if !ok {
+				return
+			}
+			if e.Has(fsnotify.Create) || e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) {
+				w.arm() // a directory may have come or gone
+			}
+			if e.Op != fsnotify.Chmod {
+				w.notify()
+			}
+		case err, ok := <-w.fs.Errors:
+			if !ok {
+				return
+			}
+			if !errors.Is(err, fsnotify.ErrEventOverflow) {
+				w.log.Warn("watching the sources", "err", err)
+			}
+			w.notify() // whatever was lost, a look finds it
+		}
+	}
+}
+
+func (w *Watcher) poll(dir string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.polled(dir, err)
+}
+
+// polled begins to look at intervals, once. w.mu is held.
+func (w *Watcher) polled(dir string, err error) {
+	if w.polling {
+		return
+	}
+	w.polling = true
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		hint = "raise it: sysctl fs.inotify.max_user_watches=524288"
+	case errors.Is(err, syscall.EMFILE):
+		hint = "raise it: sysctl fs.inotify.max_user_instances=512, or the limit of open files"
+	}
+	w.log.Warn("cannot watch, looking once a second instead", "dir", dir, "err", err, "hint", hint)
+	w.tasks.Go(func() {
+		tick := time.NewTicker(pollInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				w.notify()
+			case <-w.close:
+				return
+			}
+		}
+	})
+}

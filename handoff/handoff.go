@@ -1,0 +1,383 @@
+// Package handoff moves what must outlive a process from one generation of
+// the program to the next: listening sockets, module states, connections.
+//
+// The serving generation starts a candidate with [Upgrader.Start] and talks to
+// it as a [Candidate]; the candidate talks back as a [Predecessor]. Listening
+// sockets are inherited through tableflip; the rest crosses a socket that the
+// candidate dials, so that each side sees at once when the other dies.
+//
+// Before the commit the old generation owns everything and whatever happens
+// to the candidate changes nothing: [Candidate.Kill] makes sure that it is
+// dead, so that modules can start again in the old process. After the commit
+// the candidate owns everything.
+//
+// The package knows nothing of HTTP or of modules: states are bytes with a
+// name, connections are descriptors.
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/cloudflare/tableflip"
+)
+
+const (
+	envSocket     = "ORCHESTRATOR_HANDOFF"
+	envGeneration = "ORCHESTRATOR_GENERATION"
+	envSentinel   = "TABLEFLIP_HAS_PARENT_7DIU3" // tableflip's own
+
+	// envLock tells the first generation which descriptor holds the lock of
+	// the run_dir; later ones inherit it through tableflip.
+	envLock  = "ORCHESTRATOR_LOCK_FD"
+	lockFile = "lock"
+)
+
+// Upgrader is a process's part in handoffs. There is one per process.
+type Upgrader struct {
+	tf         *tableflip.Upgrader
+	socket     string // the predecessor's, "" in a first generation
+	generation int
+	lock       *os.File
+}
+
+// New claims what the process inherited. It must be called once, early.
+func New() (*Upgrader, error) {
+	// Only our deadlines shall act where we can kill by PID.
+	timeout := 24 * time.Hour
+	if runtime.GOOS != "linux" {
+		timeout = time.Minute
+	}
+	tf, err := tableflip.New(tableflip.Options{UpgradeTimeout: timeout})
+	if errors.Is(err, tableflip.ErrNotSupported) {
+		return nil, ErrNotSupported
+	}
+	if err != nil {
+		return nil, fmt.Errorf("handoff: claim what was inherited: %w", err)
+	}
+	os.Unsetenv(envSentinel)
+	u := &Upgrader{tf: tf}
+	u.generation, _ = strconv.Atoi(os.Getenv(envGeneration))
+	os.Unsetenv(envGeneration)
+	if tf.HasParent() {
+		u.socket = os.Getenv(envSocket)
+		closeOnExec(3, 4) // tableflip's pipes
+		u.lock, err = tf.File(lockFile)
+		if err != nil {
+			return nil, fmt.Errorf("handoff: inherit the lock: %w", err)
+		}
+	} else if fd, err := strconv.Atoi(os.Getenv(envLock)); err == nil {
+		closeOnExec(fd)
+		u.lock = os.NewFile(uintptr(fd), lockFile)
+		if err := tf.AddFile(lockFile, u.lock); err != nil {
+			return nil, fmt.Errorf("handoff: keep the lock: %w", err)
+		}
+	}
+	os.Unsetenv(envSocket)
+	os.Unsetenv(envLock)
+	return u, nil
+}
+
+// FirstEnv is the environment that makes a process generation number n, the
+// first of its line, holding the lock on descriptor lockFD.
+func FirstEnv(n, lockFD int) []string {
+	return []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD)}
+}
+
+// Generation is the number this process was given when it started.
+func (u *Upgrader) Generation() int { return u.generation }
+
+// HasPredecessor tells whether another generation started this process.
+func (u *Upgrader) HasPredecessor() bool { return u.tf.HasParent() }
+
+// Listen returns the inherited listener of this address, or makes one.
+func (u *Upgrader) Listen(network, address string) (net.Listener, error) {
+	return u.tf.Listen(network, address)
+}
+
+// Ready ends the start of a first generation.
+func (u *Upgrader) Ready() error { return u.tf.Ready() }
+
+// Stop unlinks Unix sockets and lets no upgrade begin any more. It is for the
+// end of the program only: in a generation that was replaced, or that has not
+// taken over, it would do harm.
+func (u *Upgrader) Stop() { u.tf.Stop() }
+
+// State is one module's exported state.
+type State struct {
+	Module  string
+	Version int
+	Data    []byte
+}
+
+// Candidate is the next generation as the serving one sees it.
+type Candidate struct {
+	link     link
+	hello    Hello
+	pid      int
+	socket   string
+	exited   chan struct{} // closed when tableflip's Upgrade has returned
+	err      error         // the result; valid once exited is closed
+	at       message       // the last progress the candidate reported
+	reported *UpgradeError // what the candidate itself said, if it failed
+}
+
+// Start runs binary as the next generation, with number n, and waits for its
+// hello. An error means that no process is left.
+func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Candidate, error) {
+	if err := u.waitForParent(ctx); err != nil {
+		return nil, &UpgradeError{Stage: StageStart, Err: err}
+	}
+	path := fmt.Sprintf("%s/handoff-%d-%d.sock", runDir, os.Getpid(), n)
+	os.Remove(path)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("make the handoff socket in run_dir: %w", err)}
+	}
+	defer ln.Close() // also unlinks it
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, &UpgradeError{Stage: StageStart, Err: err}
+	}
+	c := &Candidate{socket: path, exited: make(chan struct{})}
+	if _, err := os.Stat(binary); err != nil {
+		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("the binary: %w", err)}
+	}
+	os.Setenv(envSocket, path)
+	os.Setenv(envGeneration, strconv.Itoa(n))
+	program := os.Args[0]
+	os.Args[0] = binary
+	go func() {
+		c.err = u.upgrade()
+		os.Args[0] = program
+		os.Unsetenv(envSocket)
+		os.Unsetenv(envGeneration)
+		close(c.exited)
+	}()
+	if err := c.accept(ctx, ln); err != nil {
+		c.Kill()
+		return nil, c.failure(StageStart, err)
+	}
+	return c, nil
+}
+
+// upgrade runs tableflip's Upgrade. Its loop may learn a moment after us that
+// the parent has exited, and refuses until then.
+func (u *Upgrader) upgrade() error {
+	for range 1000 {
+		err := u.tf.Upgrade()
+		if err == nil || err.Error() != "parent hasn't exited" {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return errors.New("the generation before this one does not exit")
+}
+
+func (u *Upgrader) waitForParent(ctx context.Context) error {
+	err := u.tf.WaitForParent(ctx)
+	if ctx.Err() != nil {
+		return fmt.Errorf("wait for the generation before this one to exit: %w", context.Cause(ctx))
+	}
+	_ = err // how the parent ended does not matter, only that it has
+	return nil
+}
+
+// accept waits for the candidate's connection and its hello.
+func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-c.exited:
+			cancel(errExited)
+		case <-ctx.Done():
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { ln.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := ln.AcceptUnix()
+	if err != nil {
+		return cause(ctx, err)
+	}
+	c.link = link{conn}
+	m, files, err := c.link.receive(ctx)
+	closeAll(files)
+	switch {
+	case err != nil:
+		return err
+	case m.Type != typeHello || m.Hello == nil:
+		return fmt.Errorf("got %q instead of a hello: %w", m.Type, errGarbage)
+	case m.MinProtocol > protocol || m.Protocol < minProtocol:
+		return fmt.Errorf("the candidate speaks handoff protocol %d to %d, this generation %d to %d: restart run", m.MinProtocol, m.Protocol, minProtocol, protocol)
+	}
+	if pid := peerPID(conn); pid != 0 && pid != m.PID {
+		return fmt.Errorf("process %d says it is %d: %w", pid, m.PID, errGarbage)
+	}
+	c.pid, c.hello = m.PID, *m.Hello
+	return nil
+}
+
+var errExited = errors.New("it exited")
+
+// Hello is what the candidate said of itself.
+func (c *Candidate) Hello() Hello { return c.hello }
+
+// PID is the candidate's process.
+func (c *Candidate) PID() int { return c.pid }
+
+// Welcome answers the hello and waits until the candidate has prepared.
+func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
+	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: protocol, Welcome: &w}); err != nil {
+		return c.failure(StagePrepare, err)
+	}
+	return c.await(ctx, typePrepared, StagePrepare)
+}
+
+// Transfer hands the states over and waits until the candidate's modules are
+// initialized and healthy.
+func (c *Candidate) Transfer(ctx context.Context, states []State) error {
+	file, infos, sum, err := pack(states)
+	if err != nil {
+		return c.failure(StageExport, err)
+	}
+	defer file.Close()
+	if err := sendFile(ctx, &c.link, message{Type: typeStates, States: infos, Checksum: sum}, file); err != nil {
+		return c.failure(StageRestore, err)
+	}
+	return c.await(ctx, typeHealthy, StageInitialize)
+}
+
+// Commit hands over, and waits until the candidate accepts connections.
+func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
+	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
+		return c.failure(StageCommit, err)
+	}
+	return c.await(ctx, typeAccepting, StageCommit)
+}
+
+// Move passes connections. Those that the candidate has acknowledged are
+// closed here; an error leaves the others with the caller.
+func (c *Candidate) Move(ctx context.Context, conns []net.Conn) (left []net.Conn, err error) {
+	for len(conns) > 0 {
+		n := min(len(conns), maxFiles)
+		if err := sendConns(ctx, &c.link, conns[:n]); err != nil {
+			return conns, c.failure(StageCommit, err)
+		}
+		if err := c.await(ctx, typeConns, StageCommit); err != nil {
+			return conns, err
+		}
+		for _, conn := range conns[:n] {
+			conn.Close()
+		}
+		conns = conns[n:]
+	}
+	return nil, nil
+}
+
+// Finish waits until the candidate is ready for good and acknowledges it. The
+// caller may then exit.
+func (c *Candidate) Finish(ctx context.Context) error {
+	if err := c.link.send(ctx, message{Type: typeEnd}); err != nil {
+		return c.failure(StageReady, err)
+	}
+	select {
+	case <-c.exited:
+		if c.err != nil {
+			return c.failure(StageReady, errExited)
+		}
+	case <-ctx.Done():
+		return c.failure(StageReady, context.Cause(ctx))
+	}
+	// The candidate serves, whether or not it hears this.
+	c.link.send(ctx, message{Type: typeReady})
+	return nil
+}
+
+// Kill makes sure that the candidate is dead and reaped, and removes the Unix
+// sockets that only it had made.
+func (c *Candidate) Kill() {
+	for {
+		if c.pid == 0 {
+			c.pid = findChild(envSocket + "=" + c.socket)
+		}
+		if c.pid != 0 {
+			kill(c.pid)
+		}
+		select {
+		case <-c.exited:
+			c.close()
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Await waits for a failed candidate to end by itself, so that its modules can
+// clean up, at most until ctx ends; then it is killed.
+func (c *Candidate) Await(ctx context.Context) {
+	select {
+	case <-c.exited:
+	case <-ctx.Done():
+	}
+	c.Kill()
+}
+
+func (c *Candidate) close() {
+	if c.link.conn != nil {
+		c.link.conn.Close()
+	}
+	for _, path := range c.hello.UnixPaths {
+		os.Remove(path)
+	}
+	// tableflip leaves two descriptors of a failed attempt to the collector.
+	runtime.GC()
+	runtime.GC()
+}
+
+// await receives until the wanted message comes.
+func (c *Candidate) await(ctx context.Context, want, stage string) error {
+	for {
+		m, files, err := c.link.receive(ctx)
+		closeAll(files)
+		if err != nil {
+			return c.failure(stage, err)
+		}
+		switch m.Type {
+		case typeProgress:
+			c.at = m
+		case typeFailed:
+			c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
+			return c.reported
+		case want:
+			return nil
+		default:
+			return c.failure(stage, fmt.Errorf("got %q while waiting for %q: %w", m.Type, want, errGarbage))
+		}
+	}
+}
+
+// failure says as well as possible where the candidate was and how it ended.
+func (c *Candidate) failure(stage string, err error) error {
+	e := &UpgradeError{Stage: stage, Err: err}
+	if c.at.Stage != "" {
+		e.Stage, e.Module = c.at.Stage, c.at.Module
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.Err = fmt.Errorf("the candidate did not answer in time: %w", err)
+		return e
+	}
+	select {
+	case <-c.exited:
+		if c.err != nil {
+			e.Err = fmt.Errorf("the candidate is gone (%w); what it printed stands above", c.err)
+		}
+	case <-time.After(time.Second):
+	}
+	return e
+}

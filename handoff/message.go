@@ -1,0 +1,131 @@
+package handoff
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The versions of the protocol that this build speaks. Fields are only added;
+// a version rises when an old one could no longer be answered.
+const (
+	protocol    = 1
+	minProtocol = 1
+)
+
+var (
+	// ErrNotSupported is returned where processes cannot replace each other.
+	ErrNotSupported = errors.New("handoff: not supported on this system")
+
+	errTruncated = errors.New("handoff: file descriptors were lost on the way; is the limit of open files reached?")
+)
+
+// Stages of a handoff, as they appear in outcomes and events.
+const (
+	StageStart      = "start"      // the candidate's process begins
+	StageConfig     = "config"     // its configuration and its modules are checked
+	StagePrepare    = "prepare"    // Prepare of its modules
+	StageHold       = "hold"       // the old generation stops taking requests
+	StageShutdown   = "shutdown"   // Shutdown of the old modules
+	StageExport     = "export"     // their states are written
+	StageRestore    = "restore"    // and read
+	StageInitialize = "initialize" // Initialize of the new modules
+	StageHealthy    = "healthy"    // Healthy of the new modules
+	StageCommit     = "commit"     // the new generation owns everything from here
+	StageReady      = "ready"      // the old one learns that it may go
+)
+
+// UpgradeError says where a handoff failed.
+type UpgradeError struct {
+	Stage  string
+	Module string // "" when no single module is to blame
+	Err    error
+}
+
+func (e *UpgradeError) Error() string {
+	if e.Module == "" {
+		return fmt.Sprintf("%s: %v", e.Stage, e.Err)
+	}
+	return fmt.Sprintf("%s: module %s: %v", e.Stage, e.Module, e.Err)
+}
+
+func (e *UpgradeError) Unwrap() error { return e.Err }
+
+// message is everything that travels on a link. Type tells which fields count.
+type message struct {
+	Type string `json:"type"`
+
+	// hello, candidate to old: the first message.
+	Protocol    int         `json:"protocol,omitempty"`
+	MinProtocol int         `json:"min_protocol,omitempty"`
+	PID         int         `json:"pid,omitempty"`
+	Hello       *Hello      `json:"hello,omitempty"`
+	Welcome     *Welcome    `json:"welcome,omitempty"` // old to candidate: the answer
+	States      []StateInfo `json:"states,omitempty"`  // old to candidate, with one file
+	Checksum    uint32      `json:"checksum,omitempty"`
+	Commit      *Commit     `json:"commit,omitempty"` // old to candidate
+	Conns       int         `json:"conns,omitempty"`  // old to candidate with files; acknowledged with the same number
+
+	// failed and progress, candidate to old: where it is.
+	Stage  string `json:"stage,omitempty"`
+	Module string `json:"module,omitempty"`
+	Error  string `json:"error,omitempty"`
+}
+
+const (
+	typeHello     = "hello"
+	typeWelcome   = "welcome"
+	typeProgress  = "progress"
+	typePrepared  = "prepared"
+	typeFailed    = "failed"
+	typeStates    = "states"
+	typeHealthy   = "healthy"
+	typeCommit    = "commit"
+	typeAccepting = "accepting"
+	typeConns     = "conns"
+	typeEnd       = "end"
+	typeReady     = "ready"
+)
+
+// Hello is what a candidate says of itself.
+type Hello struct {
+	Generation int      `json:"generation"`
+	Modules    []string `json:"modules"`
+	UnixPaths  []string `json:"unix_paths,omitempty"` // sockets it has made and the old generation has not
+}
+
+// Welcome is what the old generation says of itself.
+type Welcome struct {
+	Generation int           `json:"generation"`
+	Modules    []ModuleInfo  `json:"modules"`
+	Reload     ReloadDetails `json:"reload"`
+}
+
+// ModuleInfo describes a module of the old generation.
+type ModuleInfo struct {
+	Name         string `json:"name"`
+	Digest       string `json:"digest"` // of its settings
+	Stateful     bool   `json:"stateful"`
+	StateVersion int    `json:"state_version"`
+	Since        int    `json:"since"` // generation in which it changed last
+}
+
+// ReloadDetails travel from whoever asked for the reload to the new generation.
+type ReloadDetails struct {
+	Changed   []string `json:"changed,omitempty"`    // import paths of the changed packages and their dependents
+	Unknown   bool     `json:"unknown,omitempty"`    // what changed cannot be told
+	DropState []string `json:"drop_state,omitempty"` // modules that start afresh; "*" means all
+}
+
+// StateInfo describes one module's state within the transferred file.
+type StateInfo struct {
+	Module  string `json:"module"`
+	Version int    `json:"version"`
+	Size    int64  `json:"size"`
+}
+
+// Commit hands over.
+type Commit struct {
+	StagesMS map[string]float64 `json:"stages_ms"` // measured by the old generation
+	HeldMS   float64            `json:"held_ms"`   // how long it has been holding
+	TotalMS  float64            `json:"total_ms"`  // since it was told to upgrade
+}

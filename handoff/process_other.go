@@ -1,0 +1,14 @@
+//go:build !linux
+
+package handoff
+
+import (
+	"net"
+	"os"
+)
+
+func peerPID(*net.UnixConn) int { return 0 }
+
+func findChild(string) int { return 0 }
+
+func anonymousFile() (*os.File, error) { return unlinkedFile() }

@@ -1,0 +1,5 @@
+package handoff
+
+func closeOnExec(...int) {}
+
+func kill(int) {}
