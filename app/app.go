@@ -19,6 +19,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime"
@@ -57,6 +58,7 @@ type Options struct {
 	RunDir     string // as the supervisor understood it
 	Modules    modules.List
 	Log        *slog.Logger
+	Out        io.Writer // for people
 }
 
 // generation is a worker process.
@@ -73,6 +75,8 @@ type generation struct {
 	server   *serve.Server
 	routes   *routes
 	listen   []string
+
+	starting sync.Mutex // held while modules of the set are started or stopped
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
 	set  *moduleSet
@@ -114,7 +118,12 @@ func Run(opts Options) int {
 	}
 	if err := start(context.Background()); err != nil {
 		if !upgrader.HasPredecessor() {
-			g.log.Error("cannot start", "err", err)
+			var where *handoff.UpgradeError
+			if errors.As(err, &where) && where.Stage == handoff.StageConfig {
+				fmt.Fprintln(opts.Out, where.Err) // a line each mistake
+			} else {
+				g.log.Error("cannot start", "err", err)
+			}
 		}
 		if config.IsInvalid(err) {
 			return exitConfig
@@ -149,7 +158,9 @@ func (g *generation) forward(e eventbus.Event) {
 // load reads the configuration and makes the modules.
 func (g *generation) load() (*moduleSet, error) {
 	if err := g.opts.Modules.Check(); err != nil {
-		return nil, fault(handoff.StageConfig, "", err)
+		var entry *modules.EntryError
+		errors.As(err, &entry)
+		return nil, fault(handoff.StageConfig, entry.Module, entry.Err)
 	}
 	cfg, err := config.Load(g.opts.ConfigFile, g.opts.Modules.Names())
 	if err != nil {
@@ -321,6 +332,8 @@ func (g *generation) stop() int {
 		}
 	}
 	g.endRuns(context.Background())
+	g.starting.Lock()
+	defer g.starting.Unlock()
 	if err := g.set.shutdown(context.Background()); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 		code = exitFailed

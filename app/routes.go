@@ -46,15 +46,30 @@ func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 
 // fail lets a module that could not be started again answer 503.
 func (r *routes) fail(name string, err error) {
-	old := r.table.Load()
-	t := &table{index: old.index, name: old.name}
-	for _, x := range old.list {
-		if x.module == name {
-			x.handler = unavailable{fmt.Sprintf("module %s does not run: %v", name, err)}
-		}
-		t.list = append(t.list, x)
+	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)})
+}
+
+// revived ends what fail did.
+func (r *routes) revived(name string, m modules.Module) {
+	if h, ok := m.(http.Handler); ok {
+		r.replace(name, h)
 	}
-	r.table.Store(t)
+}
+
+// replace gives a mounted module another handler.
+func (r *routes) replace(name string, h http.Handler) {
+	for {
+		old := r.table.Load()
+		t := &table{index: old.index, name: old.name, list: slices.Clone(old.list)}
+		for i := range t.list {
+			if t.list[i].module == name {
+				t.list[i].handler = h
+			}
+		}
+		if r.table.CompareAndSwap(old, t) {
+			return
+		}
+	}
 }
 
 // failed tells whether a module was set aside by fail.

@@ -20,6 +20,7 @@ type attempt struct {
 	held      time.Time
 	stages    map[string]float64
 	states    []handoff.State // what the old modules exported
+	down      []string        // modules that did not start again after a rollback
 }
 
 // upgrade hands over to another binary. It reports whether that generation
@@ -137,11 +138,13 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration) error {
 // fails is rolled back.
 func (a *attempt) handOver(ctx context.Context) error {
 	g := a.g
-	if err := g.endRuns(ctx); err != nil {
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
 		g.log.Warn("reloading in spite of it", "err", err)
 	}
 	began := time.Now()
-	err := g.set.shutdown(ctx)
+	err := g.set.shutdown(context.WithoutCancel(ctx)) // its hooks have deadlines of their own
 	states, exportErr := g.set.export()
 	a.states = states
 	a.lap("shutdown", began)
@@ -255,6 +258,7 @@ func (a *attempt) rollBack() {
 	g.resume(set)
 	for in, err := range failed {
 		g.log.Error("module does not start again, answering 503", "module", in.name, "err", err)
+		a.down = append(a.down, in.name)
 		g.routes.fail(in.name, err)
 		go g.revive(set, in)
 	}
@@ -264,21 +268,30 @@ func (a *attempt) rollBack() {
 func (g *generation) revive(set *moduleSet, in *instance) {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		time.Sleep(wait)
-		g.mu.Lock()
-		current := g.set == set && g.runs != nil
-		g.mu.Unlock()
-		if !current {
+		if g.reviveOnce(set, in) {
 			return
 		}
-		set.stop(context.Background(), in)
-		if err := set.start(context.Background(), in); err != nil {
-			continue
-		}
-		g.log.Info("module runs again", "module", in.name)
-		g.routes.mount(g.cfg, set)
-		g.report(nil)
-		return
 	}
+}
+
+// reviveOnce reports whether there is nothing left to revive.
+func (g *generation) reviveOnce(set *moduleSet, in *instance) bool {
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	g.mu.Lock()
+	current := g.set == set && g.runs != nil
+	g.mu.Unlock()
+	if !current {
+		return true
+	}
+	set.stop(context.Background(), in)
+	if err := set.start(context.Background(), in); err != nil {
+		return false
+	}
+	g.log.Info("module runs again", "module", in.name)
+	g.routes.revived(in.name, in.module)
+	g.report(nil)
+	return true
 }
 
 // fail tells the supervisor why the upgrade did not happen. It publishes the
@@ -302,6 +315,10 @@ func (a *attempt) fail(err error) {
 	var after *rewound
 	if errors.As(err, &after) {
 		o.Outcome = control.RolledBack
+	}
+	if len(a.down) > 0 {
+		o.Outcome = control.Failed
+		o.Error += fmt.Sprintf("; after the rollback %v does not start again and answers 503", a.down)
 	}
 	if !a.held.IsZero() {
 		o.StagesMS["pause"] = milliseconds(time.Since(a.held))

@@ -139,7 +139,7 @@ func workerCommand(list modules.List, file *string) *cobra.Command {
 	c := &cobra.Command{Use: "worker", Hidden: true, Args: cobra.NoArgs}
 	runDir := c.Flags().String("run-dir", "", "")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		code := app.Run(app.Options{ConfigFile: *file, RunDir: *runDir, Modules: list, Log: logger(c.ErrOrStderr())})
+		code := app.Run(app.Options{ConfigFile: *file, RunDir: *runDir, Modules: list, Log: logger(c.ErrOrStderr()), Out: c.ErrOrStderr()})
 		if code != exitOK {
 			return &exitError{code, nil}
 		}

@@ -1,6 +1,7 @@
 package modules
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -16,6 +17,16 @@ type Entry struct {
 // List is all modules of a program. It does not tell which run: main.yaml does.
 type List []Entry
 
+// EntryError says which compiled-in module is wrong.
+type EntryError struct {
+	Module string
+	Err    error
+}
+
+func (e *EntryError) Error() string { return "modules: " + e.Module + ": " + e.Err.Error() }
+
+func (e *EntryError) Unwrap() error { return e.Err }
+
 // Names are the names of all modules, in order.
 func (l List) Names() []string {
 	names := make([]string, 0, len(l))
@@ -26,7 +37,7 @@ func (l List) Names() []string {
 }
 
 // New makes a value of the module called name. A factory that panics or
-// returns nothing is an error.
+// returns nothing is an [*EntryError], as is what [Check] finds.
 func (l List) New(name string) (m Module, err error) {
 	for _, e := range l {
 		if e.Name != name {
@@ -34,15 +45,18 @@ func (l List) New(name string) (m Module, err error) {
 		}
 		defer func() {
 			if p := recover(); p != nil {
-				m, err = nil, fmt.Errorf("modules: %s: factory panicked: %v\n%s", name, p, debug.Stack())
+				m, err = nil, &EntryError{name, fmt.Errorf("factory panicked: %v\n%s", p, debug.Stack())}
 			}
 		}()
 		if m = e.New(); m == nil {
-			return nil, fmt.Errorf("modules: %s: factory returned nil", name)
+			return nil, &EntryError{name, errors.New("factory returned nil")}
 		}
-		return m, Check(name, m)
+		if err := Check(m); err != nil {
+			return nil, &EntryError{name, err}
+		}
+		return m, nil
 	}
-	return nil, fmt.Errorf("modules: %s: not compiled in", name)
+	return nil, &EntryError{name, errors.New("not compiled in")}
 }
 
 // Check makes a value of every module, configured or not, and returns the
@@ -51,7 +65,7 @@ func (l List) Check() error {
 	seen := map[string]bool{}
 	for _, e := range l {
 		if e.Name == "" || seen[e.Name] {
-			return fmt.Errorf("modules: the name %q is empty or given twice", e.Name)
+			return &EntryError{e.Name, errors.New("the name is empty or given twice")}
 		}
 		seen[e.Name] = true
 		if _, err := l.New(e.Name); err != nil {
@@ -74,7 +88,7 @@ var parts = map[string]reflect.Type{
 // Check refuses a module that has a method with the name of an optional part
 // and another signature: Go would take it for not implemented, in silence.
 // A method that only a pointer has is found as well when m is not a pointer.
-func Check(name string, m Module) error {
+func Check(m Module) error {
 	t := reflect.TypeOf(m)
 	all := t
 	if t.Kind() != reflect.Pointer && t.Kind() != reflect.Interface {
@@ -87,9 +101,9 @@ func Check(name string, m Module) error {
 		}
 		want, _ := part.MethodByName(method)
 		if all.Implements(part) {
-			return fmt.Errorf("modules: %s: %v has %s on its pointer only: let the factory return a pointer", name, t, method)
+			return fmt.Errorf("%v has %s on its pointer only: let the factory return a pointer", t, method)
 		}
-		return fmt.Errorf("modules: %s: method %s of %v has the signature %s, but the contract wants %s", name, method, t, signature(have.Type), want.Type)
+		return fmt.Errorf("method %s of %v has the signature %s, but the contract wants %s", method, t, signature(have.Type), want.Type)
 	}
 	return nil
 }

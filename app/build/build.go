@@ -108,11 +108,12 @@ func NewGo(ctx context.Context, pkg, tempDir string, run Runner) (*Go, error) {
 	return b, nil
 }
 
-// Build runs go build.
+// Build runs go build. A killed one leaves its work behind, so that is wiped.
 func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) error {
 	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
 		return fmt.Errorf("build: make the temporary directory: %w", err)
 	}
+	defer b.wipe()
 	args := []string{"go", "build", "-buildvcs=false", "-o", out}
 	if overlay != nil {
 		file := filepath.Join(b.TempDir, "overlay.json")
@@ -134,6 +135,14 @@ func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) e
 		return fmt.Errorf("build: %w", err)
 	}
 	return nil
+}
+
+// wipe removes what builds have left.
+func (b *Go) wipe() {
+	entries, _ := os.ReadDir(b.TempDir)
+	for _, e := range entries {
+		os.RemoveAll(filepath.Join(b.TempDir, e.Name()))
+	}
 }
 
 func absolute(path string) string {

@@ -60,8 +60,14 @@ type request struct {
 // listener is an accepting socket and its goroutine's gate.
 type listener struct {
 	net.Listener
-	open chan struct{} // closed while accepting is wanted
-	idle chan struct{} // receives when the goroutine has stopped accepting
+	paused bool          // what is wanted
+	parked bool          // what is: the goroutine does not accept
+	resume chan struct{} // closed and replaced when paused ends
+}
+
+// setDeadline ends or allows a blocking Accept.
+func (l *listener) setDeadline(t time.Time) {
+	l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
 }
 
 // New returns a server for h that does not accept yet: see [Server.Release].
@@ -108,8 +114,9 @@ func (q queueListener) Addr() net.Addr { return &net.TCPAddr{} }
 // Listen takes responsibility for ln, which must be a TCP or Unix listener.
 // It is accepted on as soon as, and whenever, the server does not hold.
 func (s *Server) Listen(ln net.Listener) {
-	l := &listener{Listener: ln, open: make(chan struct{}), idle: make(chan struct{}, 1)}
+	l := &listener{Listener: ln, resume: make(chan struct{})}
 	s.mu.Lock()
+	l.paused = s.holding.Load()
 	s.listeners = append(s.listeners, l)
 	s.mu.Unlock()
 	s.tasks.Go(func() { s.accept(l) })
@@ -118,23 +125,14 @@ func (s *Server) Listen(ln net.Listener) {
 // accept is the goroutine of one listener.
 func (s *Server) accept(l *listener) {
 	for {
-		s.mu.Lock()
-		open := l.open
-		s.mu.Unlock()
-		select {
-		case <-s.closed:
+		if !s.park(l) {
 			return
-		case <-open:
 		}
 		c, err := l.Accept()
 		switch {
 		case err == nil:
 			s.adopt(c)
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			select {
-			case l.idle <- struct{}{}:
-			default:
-			}
+		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, net.ErrClosed):
 			return
 		default: // out of descriptors, or a client that has gone already
@@ -146,6 +144,30 @@ func (s *Server) accept(l *listener) {
 			}
 		}
 	}
+}
+
+// park waits as long as l is paused. It reports false when the server is closed.
+func (s *Server) park(l *listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l.paused {
+		l.parked = true
+		s.notify()
+		resume := l.resume
+		s.mu.Unlock()
+		select {
+		case <-resume:
+		case <-s.closed:
+		}
+		s.mu.Lock()
+		select {
+		case <-s.closed:
+			return false
+		default:
+		}
+	}
+	l.parked = false
+	return true
 }
 
 // adopt gives c to the HTTP server.
@@ -213,37 +235,26 @@ func (s *Server) track(h http.Handler) http.Handler {
 // cancels the rest with [Server.Cut] and holds again, or releases. Nothing is
 // lost in either case.
 func (s *Server) Hold(ctx context.Context) error {
-	s.holding.Store(true)
 	s.mu.Lock()
-	listeners := slices.Clone(s.listeners)
-	for _, l := range listeners {
-		select {
-		case <-l.open:
-			l.open = make(chan struct{})
-			l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Unix(1, 0))
-		default: // already held
-			select {
-			case l.idle <- struct{}{}:
-			default:
-			}
+	s.holding.Store(true)
+	for _, l := range s.listeners {
+		if !l.paused {
+			l.paused = true
+			l.setDeadline(time.Unix(1, 0))
 		}
 	}
 	s.mu.Unlock()
-	for _, l := range listeners {
-		select {
-		case <-l.idle:
-		case <-ctx.Done():
-			return &BusyError{Routes: []string{"accepting on " + l.Addr().String()}}
-		}
-	}
 	for {
 		s.mu.Lock()
-		changed, left := s.changed, len(s.conns)
+		changed, done := s.changed, len(s.conns) == 0
+		for _, l := range s.listeners {
+			done = done && l.parked
+		}
 		for c := range s.conns {
 			c.interrupt()
 		}
 		s.mu.Unlock()
-		if left == 0 {
+		if done {
 			return nil
 		}
 		select {
@@ -292,20 +303,16 @@ func (s *Server) Cut() {
 // Release ends a hold, or the time before the first one: the detached
 // connections are served again and accepting goes on.
 func (s *Server) Release() {
-	s.holding.Store(false)
 	s.mu.Lock()
+	s.holding.Store(false)
 	detached := s.detached
 	s.detached = nil
 	for _, l := range s.listeners {
-		select {
-		case <-l.idle:
-		default:
-		}
-		select {
-		case <-l.open:
-		default:
-			l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(time.Time{})
-			close(l.open)
+		if l.paused {
+			l.paused = false
+			l.setDeadline(time.Time{})
+			close(l.resume)
+			l.resume = make(chan struct{})
 		}
 	}
 	s.mu.Unlock()

@@ -85,7 +85,8 @@ type reloader struct {
 
 	current struct { // what serves, or will once it starts
 		binary string
-		snap   watch.Snapshot
+		snap   watch.Snapshot // of the sources when it was made
+		built  bool           // from just these sources
 	}
 	refused watch.Snapshot // what failed last: not tried again by itself
 
@@ -235,7 +236,7 @@ func (s *supervisor) start(j *job) {
 			s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
 			return
 		}
-		j.forced = r.Build && s.inputs == nil
+		j.forced = !s.current.built
 		s.sources()
 	}
 }
@@ -321,9 +322,16 @@ func (s *supervisor) build() {
 	if !j.initial {
 		j.trigger = relative(paths)
 		j.changed, j.unknown = s.inputs.Affected(code)
-		if len(paths) == 0 {
+		if len(paths) == 0 || s.current.snap == nil {
 			j.unknown = true // asked for, for a reason only the asker knows
 		}
+		if s.current.snap == nil {
+			j.trigger = nil
+		}
+	}
+	if len(paths) == 0 && len(j.requests) == 0 && !j.forced {
+		s.job, s.refused = nil, nil // the change was undone meanwhile
+		return
 	}
 	if len(code) == 0 && !j.forced && s.current.binary != "" {
 		j.binary = s.current.binary
@@ -416,7 +424,7 @@ func (s *supervisor) built(binary string, err error) {
 func (s *supervisor) builtFirst(binary string, err error) {
 	j := s.job
 	s.job = nil
-	s.current.snap = j.snap
+	s.current.snap, s.current.built = j.snap, err == nil
 	if err != nil {
 		s.say("%s\nthe build failed; starting %s as it is, which is not what the sources say", err, s.opts.Binary)
 		binary = s.opts.Binary
@@ -479,7 +487,7 @@ func (s *supervisor) upgraded(o control.Outcome) {
 		return
 	}
 	s.current.binary = s.job.binary
-	if s.job.snap != nil {
+	if s.current.built = s.job.snap != nil; s.current.built {
 		s.current.snap = s.job.snap
 	}
 	s.refused = nil

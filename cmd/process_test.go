@@ -1,0 +1,363 @@
+package cmd_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+)
+
+// terminal starts args in a pseudo-terminal of its own, with the project's log
+// as its screen.
+func (p *project) terminal(args ...string) *os.File {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir, cmd.Env = p.dir, environ
+	tty, err := pty.Start(cmd)
+	p.check(err)
+	screen, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	p.check(err)
+	go func() {
+		defer screen.Close()
+		buf := make([]byte, 4096)
+		for {
+			n, err := tty.Read(buf)
+			screen.Write(buf[:n])
+			if err != nil {
+				return
+			}
+		}
+	}()
+	p.began(cmd)
+	return tty
+}
+
+func (p *project) serving() bool {
+	s, err := p.tryStatus()
+	return err == nil && s.State == "serving"
+}
+
+// TestMakeRunInATerminal is the first session of a new user.
+func TestMakeRunInATerminal(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	if _, err := exec.LookPath("make"); err != nil {
+		t.Skip("no make")
+	}
+	tty := p.terminal("sh", "-c", "make run; echo PROMPT")
+	defer tty.Close()
+	p.wait("the program to serve", p.serving)
+	if got := p.get("/hello/"); got != "Hello, world" {
+		t.Fatalf("GET /hello/ = %q", got)
+	}
+	before := p.status()
+	for i, next := range []string{"one", "two", "three"} {
+		last := []string{"Hello, world", "one", "two"}[i]
+		p.edit("modules/hello/hello.go", `"`+last+`"`, `"`+next+`"`)
+		p.wait(next, func() bool { return p.get("/hello/") == next })
+		if s := p.status(); s.SupervisorPID != before.SupervisorPID || s.Generation != before.Generation+i+1 {
+			t.Fatalf("supervisor %d, generation %d; want %d, %d", s.SupervisorPID, s.Generation, before.SupervisorPID, before.Generation+i+1)
+		}
+	}
+	if strings.Contains(p.printed(), "PROMPT") {
+		t.Fatal("the prompt came back before Ctrl-C")
+	}
+	tty.Write([]byte{3})
+	p.ended()
+	if left := p.processes(); len(left) > 0 {
+		t.Errorf("the shell went on while processes %v were left", left)
+	}
+	p.wait("the prompt", func() bool { return strings.Contains(p.printed(), "PROMPT") })
+}
+
+// stuck is a hello module whose Shutdown does not return.
+var stuck = strings.Replace(brokenHello("", "", "", "", ""), "func (h *Hello) Shutdown(context.Context) error { return nil }",
+	"func (h *Hello) Shutdown(context.Context) error { select {} }", 1)
+
+func TestASecondCtrlCKillsAtOnce(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.write("modules/hello/hello.go", stuck)
+	p.edit("config/main.yaml", "hook_timeout: 3s", "hook_timeout: 10m")
+	tty := p.terminal("bin/orchestrator", "run")
+	defer tty.Close()
+	p.wait("the program to serve", p.serving)
+	tty.Write([]byte{3})
+	p.wait("the program to stop", func() bool {
+		s, err := p.tryStatus()
+		return err == nil && s.State == "stopping"
+	})
+	tty.Write([]byte{3})
+	if code := p.ended(); code != 130 {
+		t.Errorf("run ended with %d, want 130", code)
+	}
+	if left := p.processes(); len(left) > 0 {
+		t.Errorf("processes %v were left", left)
+	}
+}
+
+func TestClosingTheTerminalStops(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	tty := p.terminal("bin/orchestrator", "run")
+	p.wait("the program to serve", p.serving)
+	tty.Close()
+	p.ended()
+	p.wait("everything to end", func() bool { return len(p.processes()) == 0 })
+}
+
+func TestSIGHUPReloads(t *testing.T) {
+	t.Parallel()
+	p, _, _ := binaryProject(t)
+	p.check(p.cmd.Process.Signal(syscall.SIGHUP))
+	p.wait("generation 2", func() bool { return p.status().Generation == 2 })
+}
+
+// TestKillingTheSupervisorLeavesNothing also starts the next run at once.
+func TestKillingTheSupervisorLeavesNothing(t *testing.T) {
+	t.Parallel()
+	p, good, _ := binaryProject(t)
+	p.reload("--binary", good)
+	old := p.processes()
+	p.check(p.cmd.Process.Kill())
+	p.ended()
+	killed := time.Now()
+	p.startServing()
+	p.wait("the old processes to end", func() bool {
+		for _, pid := range old {
+			if syscall.Kill(pid, 0) == nil {
+				return false
+			}
+		}
+		return true
+	})
+	if took := time.Since(killed); took > 5*time.Second {
+		t.Errorf("the old processes were there for %v", took)
+	}
+}
+
+func TestACrashedWorkerIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	p, good, _ := binaryProject(t)
+	p.reload("--binary", good)
+	before := p.status()
+	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+	p.wait("another generation to serve", func() bool {
+		s, err := p.tryStatus()
+		return err == nil && s.State == "serving" && s.Generation > before.Generation
+	})
+	if got := p.get("/hello/"); got != "Hello, moon" {
+		t.Errorf("GET /hello/ = %q, want what the crashed build answered", got)
+	}
+	if !strings.Contains(p.printed(), "all state in memory with it") {
+		t.Errorf("the lost state was not mentioned:\n%s", p.printed())
+	}
+	if _, code := p.reload("--binary", good); code != 0 {
+		t.Errorf("the next reload: exit %d, want 0", code)
+	}
+}
+
+// TestAsPID1 runs as the first process of a PID namespace, as in a container.
+func TestAsPID1(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("unshare", "--pid", "--fork", "--kill-child", "true").CombinedOutput(); err != nil {
+		t.Skipf("no PID namespaces here: %v %s", err, out)
+	}
+	p := testProject(t)
+	p.edit("config/main.yaml", "hot_reload: true", "hot_reload: false")
+	log, err := os.Create(p.log)
+	p.check(err)
+	defer log.Close()
+	cmd := exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "bin/orchestrator", "run")
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = p.dir, environ, log, log
+	p.check(cmd.Start())
+	p.began(cmd)
+	p.wait("the program to serve", p.serving)
+	for i := range 3 {
+		if o, code := p.reload(); code != 0 {
+			t.Fatalf("reload %d: exit %d, %+v", i, code, o)
+		}
+	}
+	s := p.status()
+	if s.SupervisorPID != 1 || s.Generation != 4 {
+		t.Errorf("supervisor %d, generation %d; want 1, 4", s.SupervisorPID, s.Generation)
+	}
+	// unshare, the supervisor and one worker: everything else was reaped.
+	p.wait("the old generations to be reaped", func() bool { return len(p.processes()) == 3 && zombies(p) == 0 })
+}
+
+// zombies counts dead children of the project's processes.
+func zombies(p *project) (n int) {
+	ours := map[string]bool{}
+	for _, pid := range p.processes() {
+		ours[strconv.Itoa(pid)] = true
+	}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		data, _ := os.ReadFile(path)
+		_, rest, _ := strings.Cut(string(data), ") ")
+		if f := strings.Fields(rest); len(f) > 1 && f[0] == "Z" && ours[f[1]] {
+			n++
+		}
+	}
+	return n
+}
+
+func TestASecondRunIsRefused(t *testing.T) {
+	t.Parallel()
+	p, _, _ := binaryProject(t)
+	_, errs, code := p.command("run")
+	if want := fmt.Sprintf("process %d holds", p.cmd.Process.Pid); code != 1 || !strings.Contains(errs, want) {
+		t.Errorf("a second run: exit %d, %q; want 1 and %q", code, errs, want)
+	}
+}
+
+func TestATakenPortIsNamed(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	p.check(err)
+	defer ln.Close()
+	p.edit("config/main.yaml", "hot_reload: true", "hot_reload: false")
+	p.edit("config/main.yaml", "127.0.0.1:0", ln.Addr().String())
+	_, errs, code := p.command("run")
+	if code != 1 || !strings.Contains(errs, "app.listen: "+ln.Addr().String()+" is taken") {
+		t.Errorf("run: exit %d, %q; want 1 and the setting", code, errs)
+	}
+}
+
+func TestBadConfigurationEndsRunAndCheckWith2(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	for _, hot := range []string{"true", "false"} {
+		p.write("config/main.yaml", "app:\n  hot_reload: "+hot+"\n  lisen: x\n")
+		for _, command := range []string{"run", "check"} {
+			_, errs, code := p.command(command)
+			if code != 2 || !strings.Contains(errs, `config/main.yaml:3:3: app: unknown key "lisen" (did you mean "listen"?)`) {
+				t.Errorf("%s with hot_reload %s: exit %d, %q; want 2 and the place", command, hot, code, errs)
+			}
+		}
+	}
+}
+
+func TestClientsWithoutAProgram(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	for _, command := range []string{"reload", "status", "events"} {
+		_, errs, code := p.command(command)
+		if code != 4 || !strings.Contains(errs, p.path(".orchestrator/control.sock")) {
+			t.Errorf("%s: exit %d, %q; want 4 and the absolute path", command, code, errs)
+		}
+	}
+	if _, _, code := p.command("reload", "--nonsense"); code != 2 {
+		t.Errorf("an unknown flag: exit %d, want 2", code)
+	}
+}
+
+func TestWithoutAModuleOrGo(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.check(os.Remove(p.path("go.mod")))
+	if _, errs, code := p.command("run"); code != 1 || !strings.Contains(errs, "not within a Go module") {
+		t.Errorf("run without go.mod: exit %d, %q", code, errs)
+	}
+	cmd := exec.Command(p.path("bin/orchestrator"), "run")
+	cmd.Dir, cmd.Env = p.dir, []string{"PATH=/nonexistent"}
+	out, _ := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "the go command does not run") {
+		t.Errorf("run without go: exit %d, %q", cmd.ProcessState.ExitCode(), out)
+	}
+}
+
+func TestAChangedRunDirIsRefused(t *testing.T) {
+	t.Parallel()
+	p, _, _ := binaryProject(t)
+	p.write("config/other.yaml", p.read("config/main.yaml"))
+	p.edit("config/main.yaml", "  listen:", "  run_dir: elsewhere\n  listen:")
+	out, errs, code := p.command("reload", "-c", "config/other.yaml", "--json")
+	if code != 3 || !strings.Contains(out, "restart run") {
+		t.Errorf("reload: exit %d, %q, %q; want 3 and what to do", code, out, errs)
+	}
+}
+
+func TestHotReloadCanBeSwitchedByAReload(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.startServing()
+	p.edit("config/main.yaml", "hot_reload: true", "hot_reload: false")
+	p.wait("hot reload to be off", func() bool { return !p.status().HotReload })
+	p.edit("config/main.yaml", "hot_reload: false", "hot_reload: true")
+	p.edit("modules/hello/hello.go", "Hello, world", "Hello, moon")
+	if o, code := p.reload("--build"); code != 0 {
+		t.Fatalf("reload --build: exit %d, %+v", code, o)
+	}
+	if got := p.get("/hello/"); got != "Hello, moon" || !p.status().HotReload {
+		t.Errorf("GET /hello/ = %q, hot reload %v; want the edit, on", got, p.status().HotReload)
+	}
+	p.edit("modules/hello/hello.go", "Hello, moon", "Hello, sun")
+	p.wait("the next save", func() bool { return p.get("/hello/") == "Hello, sun" })
+}
+
+// TestAReadOnlyRunDir drops privileges: root may write anywhere.
+func TestAReadOnlyRunDir(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to become somebody else")
+	}
+	p := testProject(t)
+	p.check(os.Chmod(p.dir, 0o755))
+	cmd := exec.Command(p.path("bin/orchestrator"), "run")
+	cmd.Dir = p.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, _ := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "run_dir: mkdir .orchestrator: permission denied") {
+		t.Errorf("run: exit %d, %q; want 1 and the folder", cmd.ProcessState.ExitCode(), out)
+	}
+}
+
+// TestBuildsOfTheProtocol lets an old supervisor meet newer processes.
+func TestBuildsOfTheProtocol(t *testing.T) {
+	t.Parallel()
+	p, good, _ := binaryProject(t)
+	build := func(name, protocol, lowest string) string {
+		out := p.path("bin/" + name)
+		cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-X orchestrator/app/control.protocol="+protocol+" -X orchestrator/app/control.minProtocol="+lowest, "-o", out, "./cmd/orchestrator")
+		cmd.Dir, cmd.Env = p.dir, environ
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build: %v\n%s", err, msg)
+		}
+		return out
+	}
+	compatible, foreign := build("compatible", "2", "1"), build("foreign", "2", "2")
+	if o, code := p.reload("--binary", compatible); code != 0 {
+		t.Errorf("a worker of protocol 1 to 2: exit %d, %+v; want 0", code, o)
+	}
+	if o, code := p.reload("--binary", foreign); code != 3 {
+		t.Errorf("a worker of protocol 2 only: exit %d, %+v; want 3", code, o)
+	}
+	if !strings.Contains(p.printed(), "this one 2 to 2: restart run") {
+		t.Errorf("nothing says that the protocols differ:\n%s", p.printed())
+	}
+	run := func(program string) (string, int) {
+		cmd := exec.Command(program, "status")
+		cmd.Dir, cmd.Env = p.dir, environ
+		out, _ := cmd.CombinedOutput()
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	if out, code := run(compatible); code != 0 {
+		t.Errorf("a client of protocol 1 to 2: exit %d, %s", code, out)
+	}
+	if out, code := run(foreign); code != 1 || !strings.Contains(out, "restart run") {
+		t.Errorf("a client of protocol 2 only: exit %d, %q; want 1 and what to do", code, out)
+	}
+	if _, code := p.reload("--binary", good); code != 0 {
+		t.Error("the next good reload does not work")
+	}
+}
