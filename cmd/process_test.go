@@ -15,13 +15,19 @@ import (
 	"github.com/creack/pty"
 )
 
-// terminal starts args in a pseudo-terminal of its own, with the project's log
-// as its screen.
+// terminal starts args in a pseudo-terminal of its own. Nobody looks at its
+// screen: closing it closes the terminal.
 func (p *project) terminal(args ...string) *os.File {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir, cmd.Env = p.dir, environ
 	tty, err := pty.Start(cmd)
 	p.check(err)
+	p.began(cmd)
+	return tty
+}
+
+// screen copies what the terminal shows into the project's log.
+func (p *project) screen(tty *os.File) {
 	screen, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	p.check(err)
 	go func() {
@@ -35,8 +41,6 @@ func (p *project) terminal(args ...string) *os.File {
 			}
 		}
 	}()
-	p.began(cmd)
-	return tty
 }
 
 func (p *project) serving() bool {
@@ -51,8 +55,9 @@ func TestMakeRunInATerminal(t *testing.T) {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("no make")
 	}
-	tty := p.terminal("sh", "-c", "make run; echo PROMPT")
+	tty := p.terminal("sh", "-c", "trap : INT; make run; echo PROMPT")
 	defer tty.Close()
+	p.screen(tty)
 	p.wait("the program to serve", p.serving)
 	if got := p.get("/hello/"); got != "Hello, world" {
 		t.Fatalf("GET /hello/ = %q", got)
@@ -88,6 +93,7 @@ func TestASecondCtrlCKillsAtOnce(t *testing.T) {
 	p.edit("config/main.yaml", "hook_timeout: 3s", "hook_timeout: 10m")
 	tty := p.terminal("bin/orchestrator", "run")
 	defer tty.Close()
+	p.screen(tty)
 	p.wait("the program to serve", p.serving)
 	tty.Write([]byte{3})
 	p.wait("the program to stop", func() bool {
