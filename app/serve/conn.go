@@ -12,7 +12,7 @@ import (
 )
 
 // serverBuffer is the size of net/http's read buffer. A read that asks for
-// all of it has nothing buffered behind it; TestServerAsksForAFullBuffer pins
+// all of it has nothing buffered behind it; TestHoldDetachesAndReleaseGoesOn pins
 // this.
 const serverBuffer = 4096
 

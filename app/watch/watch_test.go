@@ -1,0 +1,127 @@
+package watch_test
+
+import (
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"orchestrator/app/watch"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWhatCounts is a table of ways to change a folder: after each, the
+// snapshot differs in just the wanted paths.
+func TestWhatCounts(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(t *testing.T, dir string)
+		want   []string
+	}{
+		{"nothing", func(*testing.T, string) {}, nil},
+		{"an edit in place", func(t *testing.T, dir string) { write(t, dir+"/a.go", "new") }, []string{"a.go"}},
+		{"the same content again", func(t *testing.T, dir string) { write(t, dir+"/a.go", "old") }, nil},
+		{"a rename over it", func(t *testing.T, dir string) {
+			write(t, dir+"/x", "new")
+			os.Rename(dir+"/x", dir+"/a.go")
+		}, []string{"a.go"}},
+		{"a new file", func(t *testing.T, dir string) { write(t, dir+"/b.go", "new") }, []string{"b.go"}},
+		{"a removed file", func(_ *testing.T, dir string) { os.Remove(dir + "/a.go") }, []string{"a.go"}},
+		{"a touch", func(_ *testing.T, dir string) { os.Chtimes(dir+"/a.go", time.Now(), time.Now()) }, nil},
+		{"a chmod", func(_ *testing.T, dir string) { os.Chmod(dir+"/a.go", 0o600) }, nil},
+		{"a test", func(t *testing.T, dir string) { write(t, dir+"/a_test.go", "new") }, nil},
+		{"editors' backups", func(t *testing.T, dir string) {
+			write(t, dir+"/a.go~", "x")
+			write(t, dir+"/.a.go.swp", "x")
+			write(t, dir+"/.#a.go", "x")
+			write(t, dir+"/4913", "x")
+		}, nil},
+		{"a README", func(t *testing.T, dir string) { write(t, dir+"/README.md", "x") }, nil},
+		{"a file deep in a tree", func(t *testing.T, dir string) { write(t, dir+"/static/deep/x.css", "x") }, []string{"static/deep/x.css"}},
+		{"a single file", func(t *testing.T, dir string) { write(t, dir+"/go.mod", "new") }, []string{"go.mod"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/a.go", "old")
+			write(t, dir+"/go.mod", "old")
+			write(t, dir+"/static/index.html", "old")
+			set := watch.Set{Dirs: []string{dir}, Trees: []string{dir + "/static"}, Files: []string{dir + "/go.mod"}}
+			before := watch.Take(set)
+			tt.change(t, dir)
+			var got []string
+			for _, path := range watch.Take(set).Diff(before) {
+				rel, _ := filepath.Rel(dir, path)
+				got = append(got, rel)
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("Diff = %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestCopyHoldsStill(t *testing.T) {
+	dir, frozen := t.TempDir(), t.TempDir()
+	write(t, dir+"/a.go", "old")
+	set := watch.Set{Dirs: []string{dir}}
+	where, snap, err := watch.Copy(set, frozen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !snap.Equal(watch.Take(set)) {
+		t.Error("the snapshot of the copy differs from that of the originals")
+	}
+	write(t, dir+"/a.go", "new")
+	if got, _ := os.ReadFile(where[dir+"/a.go"]); string(got) != "old" {
+		t.Errorf("the copy has %q, want old", got)
+	}
+}
+
+// TestWatcherNotices changes things below watched folders, one after the
+// other, also such that did not exist when the watch began.
+func TestWatcherNotices(t *testing.T) {
+	dir := t.TempDir()
+	w := watch.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	defer w.Close()
+	later := filepath.Join(dir, "not", "yet")
+	set := watch.Set{Dirs: []string{dir, later}}
+	w.Watch(set)
+	seen := watch.Take(set)
+	for i, change := range []func(){
+		func() { write(t, dir+"/a.go", "1") },
+		func() { write(t, dir+"/a.go", "2") },
+		func() { write(t, later+"/b.go", "1") },
+		func() { write(t, later+"/b.go", "2") },
+		func() { os.RemoveAll(filepath.Join(dir, "not")) },
+		func() { write(t, later+"/b.go", "3") },
+	} {
+		change()
+		for deadline := time.After(20 * time.Second); ; {
+			select {
+			case <-w.C:
+			case <-deadline:
+				t.Fatalf("change %d was not noticed", i)
+			}
+			if now := watch.Take(set); !now.Equal(seen) {
+				seen = now
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,93 @@
+package modules_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"orchestrator/app/eventbus"
+	"orchestrator/modules"
+)
+
+// plain implements what is mandatory.
+type plain struct{}
+
+func (*plain) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
+func (*plain) Shutdown(context.Context) error                                  { return nil }
+
+type wrongState struct{ plain }
+
+func (*wrongState) State() any { return nil }
+
+type wrongRun struct{ plain }
+
+func (*wrongRun) Run() {}
+
+type wrongHTTP struct{ plain }
+
+func (*wrongHTTP) ServeHTTP(*http.Request) {}
+
+type everything struct{ plain }
+
+func (*everything) State() modules.State                          { return modules.State{} }
+func (*everything) Run(context.Context) error                     { return nil }
+func (*everything) Healthy(context.Context) error                 { return nil }
+func (*everything) DependsOn() []string                           { return nil }
+func (*everything) Prepare(context.Context, modules.Config) error { return nil }
+func (*everything) ServeHTTP(http.ResponseWriter, *http.Request)  {}
+
+func TestWrongSignaturesAreRefused(t *testing.T) {
+	for _, tt := range []struct {
+		module modules.Module
+		want   string // "" if it is fine
+	}{
+		{&plain{}, ""},
+		{&everything{}, ""},
+		{&wrongState{}, "method State of *modules_test.wrongState has the signature func() interface {}, but the contract wants func() modules.State"},
+		{&wrongRun{}, "method Run of *modules_test.wrongRun has the signature func(), but the contract wants func(context.Context) error"},
+		{&wrongHTTP{}, "method ServeHTTP of"},
+	} {
+		err := modules.Check(tt.module)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("Check(%T) = %v, want %q", tt.module, err, tt.want)
+		}
+	}
+}
+
+func TestListNamesTheModuleThatIsWrong(t *testing.T) {
+	good := modules.Entry{Name: "good", New: func() modules.Module { return &plain{} }}
+	for _, tt := range []struct {
+		name string
+		list modules.List
+		want string
+	}{
+		{"panicking factory", modules.List{good, {Name: "bad", New: func() modules.Module { panic("no") }}}, "modules: bad: factory panicked: no"},
+		{"factory without a result", modules.List{good, {Name: "bad", New: func() modules.Module { return nil }}}, "modules: bad: factory returned nil"},
+		{"wrong signature", modules.List{good, {Name: "bad", New: func() modules.Module { return &wrongRun{} }}}, "modules: bad: method Run"},
+		{"name twice", modules.List{good, good}, "modules: good: the name is empty or given twice"},
+	} {
+		err := tt.list.Check()
+		var entry *modules.EntryError
+		if !errors.As(err, &entry) || !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("%s: Check() = %v, want an EntryError that begins with %q", tt.name, err, tt.want)
+		}
+	}
+	if err := (modules.List{good}).Check(); err != nil {
+		t.Errorf("Check of a good list = %v", err)
+	}
+}
+
+func TestPackage(t *testing.T) {
+	if got := modules.Package(&plain{}); got != "orchestrator/modules_test" {
+		t.Errorf("Package = %q", got)
+	}
+}
+
+func TestCallWithoutAFrameworkSaysSo(t *testing.T) {
+	var cfg modules.Config
+	if _, err := cfg.Call("other", nil); !errors.Is(err, modules.ErrNotRunning) {
+		t.Errorf("Call = %v, want ErrNotRunning", err)
+	}
+}
