@@ -80,7 +80,8 @@ type job struct {
 type reloader struct {
 	builder build.Builder
 	inputs  *build.Inputs
-	set     watch.Set
+	set     watch.Set      // what they say to look at
+	listed  watch.Snapshot // the content they were read from
 	watcher *watch.Watcher // nil without hot reload
 
 	current struct { // what serves, or will once it starts
@@ -244,13 +245,17 @@ func (s *supervisor) start(j *job) {
 // sources builds what the sources say, after finding out what they are if
 // that may have changed.
 func (s *supervisor) sources() {
-	changed := watch.Take(s.set).Diff(s.current.snap)
-	changed = slices.DeleteFunc(changed, s.isConfig)
-	if s.inputs == nil || len(s.inputs.Missing) > 0 || s.inputs.Stale(changed) {
+	if s.inputs == nil || s.stale(watch.Take(s.set)) {
 		s.list()
 		return
 	}
 	s.build()
+}
+
+// stale tells whether a build of snap may read other files than those listed.
+func (s *supervisor) stale(snap watch.Snapshot) bool {
+	changed := slices.DeleteFunc(snap.Diff(s.listed), s.isConfig)
+	return len(changed) > 0 && (len(s.inputs.Missing) > 0 || s.inputs.Stale(changed))
 }
 
 func (s *supervisor) isConfig(path string) bool { return path == absolute(s.opts.ConfigFile) }
@@ -261,7 +266,9 @@ func (s *supervisor) list() {
 	j.phase = listing
 	var ctx context.Context
 	ctx, j.cancel = context.WithCancelCause(s.ctx)
+	set := s.set
 	go func() {
+		before := watch.Take(set)
 		inputs, err := s.builder.Inputs(ctx)
 		s.do(func() {
 			if s.job != j {
@@ -275,6 +282,14 @@ func (s *supervisor) list() {
 			s.set = sourceSet(inputs, s.opts.ConfigFile)
 			if s.watcher != nil {
 				s.watcher.Watch(s.set)
+			}
+			s.listed = watch.Take(s.set)
+			if !watch.Take(set).Equal(before) { // changed while it was listed
+				if time.Since(j.began) < maxWaiting {
+					s.list()
+					return
+				}
+				s.listed = nil // go on, but trust the list once only
 			}
 			s.build()
 		})
@@ -316,6 +331,10 @@ func (s *supervisor) build() {
 		overlay, j.snap = where, snap
 	} else {
 		j.snap = watch.Take(s.set)
+	}
+	if !j.initial && !j.frozen && s.listed != nil && s.stale(j.snap) {
+		s.list()
+		return
 	}
 	paths := j.snap.Diff(s.current.snap)
 	code := slices.DeleteFunc(slices.Clone(paths), s.isConfig)

@@ -355,14 +355,15 @@ func (s *supervisor) gone(w *worker) {
 		delete(s.workers, w.generation)
 	}
 	if s.serving == w {
-		s.serving = nil
 		for _, answer := range s.answers {
 			close(answer)
 		}
 		s.answers = nil
-		if len(s.workers) == 0 {
-			s.lost(w)
-		}
+	}
+	// While another worker lives it is about to say that it has taken over.
+	if len(s.workers) == 0 {
+		s.serving = nil
+		s.lost(w)
 	}
 	if s.first.pid != w.pid {
 		s.checkAlive()
