@@ -106,6 +106,12 @@ func Run(opts Options) int {
 		return exitFailed
 	}
 	defer g.link.Close()
+	// The supervisor must know of this generation before the one before it
+	// may go, or it would think that none is left.
+	if m, err := g.link.Receive(); err != nil || m.Type != control.TypeKnown {
+		g.log.Error("the supervisor does not accept this worker", "got", m.Type, "err", err)
+		return exitFailed
+	}
 	g.out = newOutbox(g.link)
 	g.bus.Tap(g.forward)
 

@@ -66,6 +66,7 @@ const (
 	TypeUpgrade = "upgrade" // to the serving worker
 	TypeCancel  = "cancel"  // to the serving worker: give the upgrade up, unless committed
 	TypeStop    = "stop"    // to a worker: end gracefully
+	TypeKnown   = "known"   // to a worker, first of all: it counts as alive from here
 	TypeServing = "serving" // from a worker: it serves now
 	TypeFailure = "failure" // to the serving worker: publish that a reload failed
 )

@@ -237,7 +237,7 @@ func (s *supervisor) checkAlive() {
 	binary := s.current.binary
 	time.AfterFunc(wait, func() {
 		s.do(func() {
-			if s.stopping {
+			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
 				return
 			}
 			if err := s.startFirst(binary); err != nil {
@@ -294,6 +294,7 @@ func (s *supervisor) worker(c *control.Conn, hello *control.Hello) {
 	s.do(func() {
 		w.build = buildID(s.binaries[w.generation])
 		s.workers[w.generation] = w
+		c.Send(control.Message{Type: control.TypeKnown})
 		if s.stopping {
 			c.Send(control.Message{Type: control.TypeStop})
 		}
