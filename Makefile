@@ -12,7 +12,7 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## compile to bin/orchestrator
-	$(GO) build -buildvcs=false -o $(BIN) ./cmd/orchestrator
+	$(GO) build -buildvcs=false -ldflags="-s -w" -o $(BIN) ./cmd/orchestrator
 
 run: build ## run the program in the foreground; edit a module and save
 	@exec $(BIN) run

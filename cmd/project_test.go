@@ -50,7 +50,7 @@ var shipped = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	out := filepath.Join(dir, "orchestrator")
-	c := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./cmd/orchestrator")
+	c := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./cmd/orchestrator")
 	c.Dir, c.Env = "..", environ
 	if msg, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, msg)
@@ -324,7 +324,7 @@ func (p *project) variant(name string, files map[string]string) string {
 		p.write(file, text)
 	}
 	out := p.path("bin/" + name)
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./cmd/orchestrator")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./cmd/orchestrator")
 	cmd.Dir, cmd.Env = p.dir, environ
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		p.t.Fatalf("build %s: %v\n%s", name, err, msg)

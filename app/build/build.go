@@ -114,7 +114,7 @@ func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) e
 		return fmt.Errorf("build: make the temporary directory: %w", err)
 	}
 	defer b.wipe()
-	args := []string{"go", "build", "-buildvcs=false", "-o", out}
+	args := []string{"go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out} // as make build does
 	if overlay != nil {
 		file := filepath.Join(b.TempDir, "overlay.json")
 		data, err := json.Marshal(map[string]any{"Replace": overlay})
