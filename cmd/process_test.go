@@ -367,3 +367,59 @@ func TestBuildsOfTheProtocol(t *testing.T) {
 		t.Error("the next good reload does not work")
 	}
 }
+
+// TestAFullOrReadOnlyRunDirWhileServing takes the run_dir's room away, and then
+// the right to write, which only a process without root's privileges feels.
+func TestAFullOrReadOnlyRunDirWhileServing(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to mount and to become somebody else")
+	}
+	p := testProject(t)
+	p.write("config/main.yaml", "app:\n  hot_reload: false\n  listen: 127.0.0.1:0\nmodules:\n  - name: hello\n  - name: counter\n")
+	runDir := p.path(".orchestrator")
+	p.check(os.Mkdir(runDir, 0o755))
+	if err := syscall.Mount("tmpfs", runDir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount here: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(runDir, syscall.MNT_DETACH) })
+	p.check(os.Chmod(p.dir, 0o755))
+	p.check(os.Chown(runDir, 65534, 65534))
+	log, err := os.Create(p.log)
+	p.check(err)
+	defer log.Close()
+	cmd := exec.Command(p.path("bin/orchestrator"), "run")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = p.dir, log, log
+	cmd.Env = append(environ, "HOME="+runDir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	p.check(cmd.Start())
+	p.began(cmd)
+	p.wait("the program to serve", p.serving)
+
+	filler, err := os.Create(runDir + "/filler")
+	p.check(err)
+	for err == nil {
+		_, err = filler.Write(make([]byte, 1<<12))
+	}
+	filler.Close()
+	if o, code := p.reload("--build"); code != 5 {
+		t.Errorf("reload --build with a full run_dir: exit %d, %+v; want 5", code, o)
+	}
+	if got := p.get("/hello/"); got != "Hello, world" {
+		t.Errorf("GET /hello/ = %q", got)
+	}
+	p.check(os.Remove(runDir + "/filler"))
+
+	p.check(os.Chmod(runDir, 0o555))
+	o, code := p.reload()
+	if code != 3 || !strings.Contains(o.Error, "handoff socket in run_dir") || !strings.Contains(o.Error, "permission denied") {
+		t.Errorf("reload with a read-only run_dir: exit %d, %+v; want 3 and the reason", code, o)
+	}
+	if s := p.status(); s.Generation != 1 || s.State != "serving" {
+		t.Errorf("generation %d is %s, want 1, serving", s.Generation, s.State)
+	}
+	p.check(os.Chmod(runDir, 0o755))
+	if o, code := p.reload(); code != 0 {
+		t.Errorf("reload with a good run_dir again: exit %d, %+v", code, o)
+	}
+}
