@@ -355,6 +355,9 @@ func (s *supervisor) gone(w *worker) {
 	if s.workers[w.generation] == w {
 		delete(s.workers, w.generation)
 	}
+	if s.job == nil {
+		s.prune()
+	}
 	if s.serving == w {
 		for _, answer := range s.answers {
 			close(answer)
