@@ -29,6 +29,16 @@ func (g *generation) takeOver(ctx context.Context) error {
 	return nil
 }
 
+// patience is how long a candidate waits for the old generation's next word.
+// It covers the longest hold and every hook over there; an old generation
+// that is silent for longer is stuck, and the candidate leaves it alone.
+func (g *generation) patience() time.Duration {
+	if g.cfg == nil { // the configuration is wrong, and only that is to be told
+		return 10 * time.Second
+	}
+	return g.stopLimit() + 2*g.cfg.App.Drain + 4*g.cfg.App.MaxPause
+}
+
 type takeover struct {
 	g       *generation
 	p       *handoff.Predecessor
@@ -47,7 +57,9 @@ func (t *takeover) run(ctx context.Context) error {
 		t.set = set
 		hello.Modules = set.names()
 	}
-	welcome, err := t.p.Hello(ctx, hello)
+	greet, cancel := context.WithTimeout(ctx, g.patience())
+	defer cancel()
+	welcome, err := t.p.Hello(greet, hello)
 	if err != nil {
 		return err
 	}
@@ -67,7 +79,9 @@ func (t *takeover) run(ctx context.Context) error {
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
-	states, err := t.p.Prepared(ctx)
+	wait, cancel := context.WithTimeout(ctx, g.patience())
+	defer cancel()
+	states, err := t.p.Prepared(wait)
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
@@ -80,7 +94,9 @@ func (t *takeover) run(ctx context.Context) error {
 		return t.giveUp(ctx, err)
 	}
 	restore := time.Since(began)
-	commit, err := t.p.Healthy(ctx)
+	decide, cancel := context.WithTimeout(ctx, g.patience())
+	defer cancel()
+	commit, err := t.p.Healthy(decide)
 	if errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation died during the handoff; going on with its state")
 		t.orphan, err = true, nil
