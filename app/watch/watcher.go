@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -73,38 +74,53 @@ func (w *Watcher) notify() {
 }
 
 // arm adds a watch for each directory of the set, or for its nearest ancestor
-// that exists, and removes those that are not wanted any more.
+// that exists, and removes those that are not wanted any more. A directory
+// that comes between being looked for and its parent being watched gives no
+// event, so it looks again until nothing is new.
 func (w *Watcher) arm() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.fs == nil {
 		return
 	}
-	wanted := map[string]bool{}
+	armed := map[string]bool{}
+	for {
+		wanted := w.wanted()
+		if maps.Equal(wanted, armed) {
+			return
+		}
+		for _, dir := range w.fs.WatchList() {
+			if !wanted[dir] {
+				w.fs.Remove(dir)
+			}
+		}
+		for dir := range wanted {
+			if err := w.fs.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				w.polled(dir, err)
+			}
+		}
+		armed = wanted
+	}
+}
+
+// wanted is the directories whose events say when to look. w.mu is held.
+func (w *Watcher) wanted() map[string]bool {
+	dirs := map[string]bool{}
 	for _, dir := range w.set.Dirs {
-		wanted[existing(dir)] = true
+		dirs[existing(dir)] = true
 	}
 	for _, file := range w.set.Files {
-		wanted[existing(filepath.Dir(file))] = true
+		dirs[existing(filepath.Dir(file))] = true
 	}
 	for _, tree := range w.set.Trees {
 		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
 			if err == nil && e.IsDir() {
-				wanted[path] = true
+				dirs[path] = true
 			}
 			return nil
 		})
 	}
-	for _, dir := range w.fs.WatchList() {
-		if !wanted[dir] {
-			w.fs.Remove(dir)
-		}
-	}
-	for dir := range wanted {
-		if err := w.fs.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			w.polled(dir, err)
-		}
-	}
+	return dirs
 }
 
 // existing is dir or its nearest ancestor that is a directory.
