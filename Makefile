@@ -20,9 +20,16 @@ run: build ## run the program in the foreground; edit a module and save
 test: ## run all tests
 	$(GO) test $(RACE) -shuffle=on -timeout 15m ./...
 
+crash: ## make every step of a reload fail in every way, and print the table
+	CRASH_TABLE=1 $(GO) test $(RACE) -count=1 -timeout 30m -run TestCrashMatrix -v ./cmd | grep -v '^=== '
+
+soak: ## reload 1,000 times under load, every second time to a bad candidate
+	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd | grep -v '^=== '
+
 lint: ## formatting, vet, staticcheck, tidy, and that the other platforms compile
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags failpoints ./...
 	$(STATICCHECK) ./...
 	$(GO) mod tidy -diff
 	GOOS=darwin $(GO) vet ./...
@@ -33,4 +40,4 @@ check: lint test ## everything a commit must pass
 fmt: ## format the code
 	gofmt -w .
 
-.PHONY: help build run test lint check fmt
+.PHONY: help build run test crash soak lint check fmt

@@ -7,11 +7,11 @@
 // does. [Run] is its whole life.
 //
 //	start ─▶ serving ─▶ holding ─▶ stopped ─▶ committed ─▶ exit
-//	            ▲          │          │           │
+//	            ▲          │          │           │  (stands by)
 //	            └── release ┴─ roll back ┴───────────┘   the candidate failed
 //
 // upgrade.go is the old generation's side of a handoff, candidate.go the new
-// one's; package handoff carries the conversation.
+// one's, rollback.go the way back; package handoff carries the conversation.
 package app
 
 import (
@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -76,7 +77,10 @@ type generation struct {
 	routes   *routes
 	listen   []string
 
-	starting sync.Mutex // held while modules of the set are started or stopped
+	starting sync.Mutex  // held while modules of the set are started or stopped
+	stopping atomic.Bool // the program ends
+	repaired atomic.Bool // a fresh process of this build was asked for, or is this one
+	settled  <-chan bool // receives whether this generation stays, after its probation; nil without one
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
 	set  *moduleSet
@@ -144,6 +148,10 @@ func Run(opts Options) int {
 func (g *generation) receive(orders chan<- control.Message) {
 	for {
 		m, err := g.link.Receive()
+		if errors.Is(err, control.ErrGarbled) {
+			g.log.Warn("passed over a message of the supervisor", "err", err)
+			continue
+		}
 		if err != nil {
 			orders <- control.Message{Type: control.TypeStop, Error: "the supervisor is gone"}
 			return
@@ -210,7 +218,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 		err = set.prepare(ctx)
 	}
 	if err == nil {
-		err = set.initialize(ctx)
+		err = set.initialize(ctx, never)
 	}
 	if err == nil {
 		err = g.upgrader.Ready()
@@ -231,12 +239,20 @@ func (g *generation) startFirst(ctx context.Context) error {
 	return nil
 }
 
-// resume serves with set: requests first, then the background work.
+// resume serves with set, and does its background work. Modules that are down
+// answer 503 and are tried again.
 func (g *generation) resume(set *moduleSet) {
-	g.mu.Lock()
-	g.set, g.runs = set, set.run()
-	g.mu.Unlock()
 	g.routes.mount(g.cfg, set)
+	g.mu.Lock()
+	runs := set.run()
+	g.set, g.runs = set, runs
+	for _, in := range set.list {
+		if in.down != nil {
+			g.routes.fail(in.name, in.down)
+			runs.tasks.Go(func() { g.revive(runs, in) })
+		}
+	}
+	g.mu.Unlock()
 	g.server.Release()
 }
 
@@ -252,13 +268,16 @@ func (g *generation) report(outcome *control.Outcome) {
 		Modules:   []control.Module{},
 		StopMS:    g.stopLimit().Milliseconds(),
 		Outcome:   outcome,
+
+		RestartOlderBuild: g.cfg.App.RestartOlderBuild,
 	}
 	for _, in := range g.set.list {
-		state := "running"
-		if g.routes.failed(in.name) {
-			state, s.Degraded = "failed", true
+		m := control.Module{Name: in.name, State: "running", Generation: in.since}
+		if in.down != nil {
+			m.State, m.Error, s.Degraded = "failed", in.down.Error(), true
 		}
-		s.Modules = append(s.Modules, control.Module{Name: in.name, State: state, Generation: in.since})
+		_, m.Stateful = in.module.(modules.Stateful)
+		s.Modules = append(s.Modules, m)
 	}
 	g.send(control.Message{Type: control.TypeServing, Serving: s})
 }
@@ -273,38 +292,73 @@ func (g *generation) send(m control.Message) {
 	g.out.push(m)
 }
 
-// serve obeys the supervisor until the generation ends.
+// handingOver is an upgrade under way.
+type handingOver struct {
+	done   chan bool // receives whether the next generation took over
+	cancel context.CancelCauseFunc
+	settle func() // ends the probation of the next generation
+}
+
+func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	now := make(chan struct{})
+	h := &handingOver{done: make(chan bool, 1), cancel: cancel, settle: sync.OnceFunc(func() { close(now) })}
+	go func() {
+		defer cancel(nil)
+		h.done <- g.upgrade(ctx, order, now)
+	}()
+	return h
+}
+
+// serve obeys the supervisor until the generation ends. An upgrade waits for
+// the end of this generation's own probation.
 func (g *generation) serve(orders <-chan control.Message) int {
 	var (
-		upgraded chan bool // receives whether the next generation took over
-		cancel   = context.CancelCauseFunc(func(error) {})
-		stopping bool
+		next     *control.Upgrade
+		upgrade  *handingOver
+		upgraded chan bool
 	)
 	for {
+		if upgrade == nil && g.settled == nil {
+			if g.stopping.Load() {
+				return g.stop()
+			}
+			if next != nil {
+				upgrade = g.beginUpgrade(*next)
+				next, upgraded = nil, upgrade.done
+			}
+		}
 		select {
 		case committed := <-upgraded:
-			upgraded = nil
-			cancel(nil)
+			upgrade, upgraded = nil, nil
 			if committed {
 				g.out.flush(time.Second)
 				g.server.Close()
 				return exitOK
 			}
-			if stopping {
-				return g.stop()
+		case stays := <-g.settled:
+			g.settled = nil
+			if !stays {
+				g.out.flush(time.Second)
+				return exitFailed
 			}
 		case m := <-orders:
 			switch m.Type {
 			case control.TypeUpgrade:
-				if upgraded != nil || m.Upgrade == nil {
-					continue // the supervisor sends one at a time
+				if upgrade == nil { // the supervisor sends one at a time
+					next = m.Upgrade
 				}
-				var ctx context.Context
-				ctx, cancel = context.WithCancelCause(context.Background())
-				upgraded = make(chan bool, 1)
-				go func() { upgraded <- g.upgrade(ctx, *m.Upgrade) }()
 			case control.TypeCancel:
-				cancel(errors.New(m.Error))
+				if upgrade != nil {
+					upgrade.cancel(errors.New(m.Error))
+				} else if next != nil {
+					g.refuse(next, m.Error)
+					next = nil
+				}
+			case control.TypeSettle:
+				if upgrade != nil {
+					upgrade.settle()
+				}
 			case control.TypeFailure:
 				if m.Failure != nil {
 					g.publishFailure(m.Failure)
@@ -313,14 +367,21 @@ func (g *generation) serve(orders <-chan control.Message) int {
 				runtime.GC()
 				g.send(control.Message{Type: control.TypeStatus, Status: &control.Status{Goroutines: runtime.NumGoroutine()}})
 			case control.TypeStop:
-				stopping = true
-				cancel(errors.New("the program is stopping"))
-				if upgraded == nil {
-					return g.stop()
+				g.stopping.Store(true)
+				if upgrade != nil {
+					upgrade.cancel(errors.New("the program is stopping"))
+					upgrade.settle()
 				}
 			}
 		}
 	}
+}
+
+// refuse answers an upgrade that has not begun.
+func (g *generation) refuse(order *control.Upgrade, why string) {
+	g.send(control.Message{Type: control.TypeOutcome, Outcome: &control.Outcome{
+		Outcome: control.Rejected, Generation: order.Generation, Stage: handoff.StageStart, Error: why,
+	}})
 }
 
 // stop ends the program's last generation gracefully: requests in flight get
@@ -337,7 +398,9 @@ func (g *generation) stop() int {
 			g.log.Warn("stopping with requests unfinished", "err", err)
 		}
 	}
-	g.endRuns(context.Background())
+	if err := g.endRuns(context.Background()); err != nil {
+		g.log.Warn("stopping in spite of it", "err", err)
+	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
 	if err := g.set.shutdown(context.Background()); err != nil {

@@ -11,6 +11,7 @@ import (
 	"orchestrator/app/control"
 	"orchestrator/app/eventbus"
 	"orchestrator/handoff"
+	"orchestrator/handoff/failpoint"
 	"orchestrator/modules/topics"
 )
 
@@ -21,22 +22,22 @@ func (g *generation) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer p.Close()
 	t := &takeover{g: g, p: p}
 	if err := t.run(ctx); err != nil {
+		p.Close()
 		return err
 	}
 	return nil
 }
 
+// firstWord is how long a candidate waits for the old generation's answer to
+// its first word, in which that one says how long it may be silent later.
+const firstWord = 10 * time.Second
+
 // patience is how long a candidate waits for the old generation's next word.
-// It covers the longest hold and every hook over there; an old generation
-// that is silent for longer is stuck, and the candidate leaves it alone.
-func (g *generation) patience() time.Duration {
-	if g.cfg == nil { // the configuration is wrong, and only that is to be told
-		return 10 * time.Second
-	}
-	return g.stopLimit() + 2*g.cfg.App.Drain + 4*g.cfg.App.MaxPause
+// One that is silent for longer is stuck, and the supervisor ends it before.
+func (t *takeover) patience() time.Duration {
+	return time.Duration(t.welcome.PatienceMS) * time.Millisecond
 }
 
 type takeover struct {
@@ -44,6 +45,8 @@ type takeover struct {
 	p       *handoff.Predecessor
 	set     *moduleSet
 	welcome *handoff.Welcome
+	notes   []string
+	states  *handoff.States
 	orphan  bool // the old generation died and left everything to us
 }
 
@@ -57,7 +60,7 @@ func (t *takeover) run(ctx context.Context) error {
 		t.set = set
 		hello.Modules = set.names()
 	}
-	greet, cancel := context.WithTimeout(ctx, g.patience())
+	greet, cancel := context.WithTimeout(ctx, firstWord)
 	defer cancel()
 	welcome, err := t.p.Hello(greet, hello)
 	if err != nil {
@@ -67,9 +70,12 @@ func (t *takeover) run(ctx context.Context) error {
 	if loadErr != nil {
 		return t.giveUp(ctx, loadErr)
 	}
+	if welcome.Reload.Repair {
+		g.repaired.Store(true)
+	}
 	set.progress = func(stage, module string) { t.p.Progress(ctx, stage, module) }
 
-	err = set.accepts(t.kept())
+	t.notes, err = set.accepts(t.kept())
 	if err == nil {
 		err = g.bind()
 	}
@@ -79,26 +85,30 @@ func (t *takeover) run(ctx context.Context) error {
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
-	wait, cancel := context.WithTimeout(ctx, g.patience())
+	failpoint.At(failpoint.Candidate, "at", "prepared")
+	wait, cancel := context.WithTimeout(ctx, t.patience())
 	defer cancel()
-	states, err := t.p.Prepared(wait)
+	t.states, err = t.p.Prepared(wait)
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
 	began := time.Now()
-	err = set.restore(states)
+	err = set.restore(t.states)
+	failpoint.At(failpoint.Candidate, "at", "restored")
 	if err == nil {
-		err = set.initialize(ctx)
+		err = set.initialize(ctx, t.wasDown)
 	}
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
+	failpoint.At(failpoint.Candidate, "at", "initialized")
 	restore := time.Since(began)
-	decide, cancel := context.WithTimeout(ctx, g.patience())
+	decide, cancel := context.WithTimeout(ctx, t.patience())
 	defer cancel()
 	commit, err := t.p.Healthy(decide)
 	if errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation died during the handoff; going on with its state")
+		t.notes = append(t.notes, "the old generation died during the handoff, after it had passed on every state")
 		t.orphan, err = true, nil
 		commit = &handoff.Commit{StagesMS: map[string]float64{}}
 	}
@@ -107,6 +117,12 @@ func (t *takeover) run(ctx context.Context) error {
 	}
 	t.commit(ctx, commit, restore)
 	return nil
+}
+
+// wasDown tells whether a module did not run in the old generation either: it
+// may go on not to.
+func (t *takeover) wasDown(module string) bool {
+	return slices.ContainsFunc(t.welcome.Modules, func(m handoff.ModuleInfo) bool { return m.Name == module && m.Down })
 }
 
 // kept is the old modules without those whose state is dropped on purpose.
@@ -139,7 +155,19 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore time.Duration) {
 	g, took := t.g, time.Now()
 	changed := t.changed()
+	t.set.progress = func(string, string) {}
+	needed := false
+	for _, in := range t.set.list {
+		if in.down != nil {
+			in.kept, needed = t.states, true
+			t.notes = append(t.notes, fmt.Sprintf("module %s still does not run: %v", in.name, in.down))
+		}
+	}
+	if !needed {
+		t.states.Close()
+	}
 	g.resume(t.set)
+	failpoint.At(failpoint.Candidate, "at", "resumed")
 	pause := commit.HeldMS + milliseconds(time.Since(took))
 	moved := 0
 	if !t.orphan {
@@ -149,12 +177,8 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		moved, err = t.p.Accepting(limit, func(conns []net.Conn) { g.server.Adopt(conns) })
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
+			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
 		}
-		if err := t.p.Ready(limit); err != nil {
-			g.log.Warn("the old generation did not say goodbye", "err", err)
-		}
-	} else if err := g.upgrader.Ready(); err != nil {
-		g.log.Debug("nobody was told that this generation is ready", "err", err)
 	}
 
 	stages := commit.StagesMS
@@ -167,6 +191,10 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		StagesMS:   stages,
 		TotalMS:    commit.TotalMS + milliseconds(time.Since(took)),
 		Moved:      moved,
+		Notes:      t.notes,
+	}
+	if commit.Probation && !t.orphan {
+		o.Probation = control.ProbationPending
 	}
 	for _, name := range changed {
 		g.log.Info(fmt.Sprintf(logReloaded, name))
@@ -174,6 +202,109 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	}
 	eventbus.Publish(g.own, topics.AppReloaded, topics.App{Generation: g.number, Outcome: o.Outcome, Modules: changed})
 	g.report(o)
+	failpoint.At(failpoint.Candidate, "at", "reported")
+	settled := make(chan bool, 1)
+	g.settled = settled
+	go func() { settled <- t.prove() }()
+}
+
+// prove is the probation: the old generation stands by while this one serves.
+// It reports whether this one stays.
+func (t *takeover) prove() (stays bool) {
+	g := t.g
+	defer t.p.Close()
+	probation := control.ProbationPassed
+	if !t.orphan {
+		cut, err := t.p.Probation(context.Background(), t.healthy)
+		var sick *handoff.UpgradeError
+		if errors.As(err, &sick) {
+			if t.giveBack(sick) {
+				return false
+			}
+			probation = control.ProbationFailed
+		} else if errors.Is(err, handoff.ErrPredecessorGone) {
+			g.log.Warn("the old generation died before the end of the probation")
+		} else if err != nil {
+			// It either ends this process, seeing the link end, or ends itself.
+			g.log.Error("the old generation does not keep to the protocol", "err", err)
+			t.p.Close()
+			t.p.Gone(context.Background())
+		} else if cut {
+			probation = control.ProbationCut
+		}
+	}
+	failpoint.At(failpoint.Candidate, "at", "proved")
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	defer cancel()
+	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
+		g.log.Warn("the old generation did not say goodbye", "err", err)
+	}
+	g.send(control.Message{Type: control.TypeSettled, Settled: &control.Settled{Generation: g.number, Probation: probation}})
+	return true
+}
+
+// healthy asks all modules for their health.
+func (t *takeover) healthy() *handoff.UpgradeError {
+	g := t.g
+	g.mu.Lock()
+	list := slices.Clone(g.set.list)
+	g.mu.Unlock()
+	for _, in := range list {
+		g.mu.Lock()
+		down := in.down
+		g.mu.Unlock()
+		if down != nil {
+			continue
+		}
+		err := g.set.healthy(context.Background(), in)
+		if where := (*handoff.UpgradeError)(nil); errors.As(err, &where) {
+			return where
+		}
+	}
+	return nil
+}
+
+// giveBack returns everything to the old generation. It reports false if that
+// one has died meanwhile: then this one goes on, well or not.
+func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
+	g := t.g
+	g.log.Error("not well, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
+	limit, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	defer cancel()
+	if err := g.server.Hold(limit); err != nil {
+		g.server.Cut()
+		again, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		defer cancel()
+		if err := g.server.Hold(again); err != nil {
+			g.log.Warn("handing back with requests unfinished", "err", err)
+		}
+	}
+	if err := g.endRuns(context.Background()); err != nil {
+		g.log.Warn("handing back in spite of it", "err", err)
+	}
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	if err := g.set.shutdown(context.Background()); err != nil {
+		g.log.Error("shutdown failed", "err", err)
+	}
+	states, err := g.set.export(context.Background())
+	if err != nil {
+		g.log.Error("not every state could be exported", "err", err)
+	}
+	if states != nil {
+		wait, cancel := context.WithTimeout(context.Background(), g.stopLimit())
+		defer cancel()
+		left, err := t.p.Return(wait, why, states, g.server.Detached())
+		if err == nil {
+			states.Close()
+			return true
+		}
+		g.server.Adopt(left)
+		g.log.Error("could not hand back, going on", "err", err)
+	}
+	g.restart(states, nil)
+	g.report(nil)
+	return false
 }
 
 // changed names the modules whose code or configuration is not what it was.

@@ -1,16 +1,13 @@
 package app
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"orchestrator/app/eventbus"
@@ -27,7 +24,14 @@ type instance struct {
 	bus    *eventbus.Bus
 
 	touched bool // Prepare or Initialize was called, so Shutdown must be
+	stuck   bool // its Shutdown did not return, so its state may not be looked at
 	since   int  // generation in which its code or configuration changed last
+
+	// down is why the module does not run though its generation serves, nil
+	// if it does. What it starts from, once it can, is in kept, or if kept
+	// has nothing in its own State. Guarded by generation.mu once it serves.
+	down error
+	kept *handoff.States
 }
 
 // moduleSet is the modules of a generation, in start order.
@@ -35,6 +39,9 @@ type moduleSet struct {
 	list []*instance
 	root *eventbus.Root
 	hook time.Duration // deadline of each hook
+
+	maxState int64            // of all states together
+	limits   map[string]int64 // of each state
 
 	// progress is told before each hook which stage of which module comes.
 	progress func(stage, module string)
@@ -47,8 +54,15 @@ func fault(stage, module string, err error) *handoff.UpgradeError {
 
 // newModuleSet makes a fresh value of each configured module.
 func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root, log *slog.Logger, call modules.Caller) (*moduleSet, error) {
-	s := &moduleSet{root: root, hook: cfg.App.HookTimeout, progress: func(string, string) {}}
+	s := &moduleSet{
+		root:     root,
+		hook:     cfg.App.HookTimeout,
+		maxState: int64(cfg.App.MaxState),
+		limits:   map[string]int64{},
+		progress: func(string, string) {},
+	}
 	for i, m := range cfg.Modules {
+		s.limits[m.Name] = int64(cmp.Or(m.MaxState, cfg.App.MaxState))
 		value, err := compiled.New(m.Name)
 		if err != nil {
 			return nil, fault(handoff.StageConfig, m.Name, err)
@@ -142,22 +156,40 @@ func (s *moduleSet) prepare(ctx context.Context) error {
 	return nil
 }
 
-// initialize starts every module and asks for its health, in start order.
-func (s *moduleSet) initialize(ctx context.Context) error {
+// initialize starts every module and asks for its health, in start order. A
+// module that mayFail may, and is down then: it did not run before either.
+func (s *moduleSet) initialize(ctx context.Context, mayFail func(name string) bool) error {
 	for _, in := range s.list {
-		if err := s.start(ctx, in); err != nil {
+		err := s.start(ctx, in)
+		if err != nil && !mayFail(in.name) {
 			return err
 		}
+		in.down = err
 	}
 	for _, in := range s.list {
-		h, ok := in.module.(modules.HealthChecker)
-		if !ok {
-			continue
+		err := s.healthy(ctx, in)
+		if err != nil && !mayFail(in.name) {
+			return err
 		}
-		s.progress(handoff.StageHealthy, in.name)
-		if err := s.call(ctx, "Healthy", h.Healthy); err != nil {
-			return fault(handoff.StageHealthy, in.name, err)
+		if in.down == nil {
+			in.down = err
 		}
+	}
+	return nil
+}
+
+// never is for modules of which none may fail.
+func never(string) bool { return false }
+
+// healthy asks a module that runs for its health.
+func (s *moduleSet) healthy(ctx context.Context, in *instance) error {
+	h, ok := in.module.(modules.HealthChecker)
+	if !ok || in.down != nil {
+		return nil
+	}
+	s.progress(handoff.StageHealthy, in.name)
+	if err := s.call(ctx, "Healthy", h.Healthy); err != nil {
+		return fault(handoff.StageHealthy, in.name, err)
 	}
 	return nil
 }
@@ -192,6 +224,7 @@ func (s *moduleSet) stop(ctx context.Context, in *instance) error {
 	}
 	in.touched = false
 	err := s.call(ctx, "Shutdown", in.module.Shutdown)
+	in.stuck = errors.Is(err, errLate)
 	if in.bus != nil {
 		in.bus.Close()
 		err = errors.Join(err, s.call(ctx, "event subscriber", in.bus.Wait))
@@ -202,6 +235,9 @@ func (s *moduleSet) stop(ctx context.Context, in *instance) error {
 	return nil
 }
 
+// errLate marks a hook that has missed its deadline and been left behind.
+var errLate = errors.New("still runs")
+
 // call runs a hook with its deadline and turns a panic into an error. A hook
 // that misses its deadline is left behind.
 func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Context) error) error {
@@ -209,7 +245,7 @@ func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Contex
 	if debugged() {
 		limit = 24 * time.Hour
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s still runs after %v (app.hook_timeout)", hook, limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: %s after %v (app.hook_timeout)", errLate, hook, limit))
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
@@ -237,102 +273,6 @@ func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Contex
 	}
 }
 
-// export encodes what survives, after Shutdown. A module whose state cannot
-// be encoded is an error, but the others are exported.
-func (s *moduleSet) export() (states []handoff.State, err error) {
-	for _, in := range s.list {
-		m, ok := in.module.(modules.Stateful)
-		if !ok {
-			continue
-		}
-		state := m.State()
-		var data []byte
-		e := protect("State", func() error {
-			var err error
-			data, err = json.Marshal(state.Value)
-			return err
-		})
-		if e != nil {
-			err = errors.Join(err, fault(handoff.StageExport, in.name, e))
-			continue
-		}
-		states = append(states, handoff.State{Module: in.name, Version: state.Version, Data: data})
-	}
-	return states, err
-}
-
-// restore gives each module what its name exported, lifted to its version.
-func (s *moduleSet) restore(states []handoff.State) error {
-	for _, exported := range states {
-		in := s.find(exported.Module)
-		if in == nil {
-			continue
-		}
-		m, ok := in.module.(modules.Stateful)
-		if !ok {
-			continue
-		}
-		s.progress(handoff.StageRestore, in.name)
-		err := protect("State", func() error { return restoreOne(m.State(), exported) })
-		if err != nil {
-			return fault(handoff.StageRestore, in.name, err)
-		}
-	}
-	return nil
-}
-
-func restoreOne(state modules.State, exported handoff.State) error {
-	decode := func(v any) error {
-		if err := json.NewDecoder(bytes.NewReader(exported.Data)).Decode(v); err != nil {
-			return fmt.Errorf("decode the state of version %d: %w", exported.Version, err)
-		}
-		return nil
-	}
-	if exported.Version == state.Version {
-		return decode(state.Value)
-	}
-	return state.Migrate(exported.Version, decode)
-}
-
-// accepts tells before anything is touched whether the states of the old
-// generation can be restored here.
-func (s *moduleSet) accepts(old []handoff.ModuleInfo) error {
-	for _, info := range old {
-		in := s.find(info.Name)
-		if in == nil || !info.Stateful {
-			continue
-		}
-		m, ok := in.module.(modules.Stateful)
-		if !ok {
-			continue
-		}
-		state := m.State()
-		v := reflect.ValueOf(state.Value)
-		switch {
-		case v.Kind() != reflect.Pointer || v.IsNil():
-			return fault(handoff.StageConfig, in.name, fmt.Errorf("State().Value must be a pointer that is not nil, got %T", state.Value))
-		case info.StateVersion > state.Version:
-			return fault(handoff.StageConfig, in.name, fmt.Errorf("the running state has version %d, newer than this build's %d: reload with --drop-state=%s to start afresh", info.StateVersion, state.Version, in.name))
-		case info.StateVersion < state.Version && state.Migrate == nil:
-			return fault(handoff.StageConfig, in.name, fmt.Errorf("the running state has version %d, this build's %d and it has no Migrate: add one, or reload with --drop-state=%s", info.StateVersion, state.Version, in.name))
-		}
-	}
-	return nil
-}
-
-// describe is what a candidate needs to know of this generation's modules.
-func (s *moduleSet) describe(cfg *config.Config) []handoff.ModuleInfo {
-	infos := make([]handoff.ModuleInfo, 0, len(s.list))
-	for _, in := range s.list {
-		info := handoff.ModuleInfo{Name: in.name, Digest: cfg.Digest(in.name), Since: in.since}
-		if m, ok := in.module.(modules.Stateful); ok {
-			info.Stateful, info.StateVersion = true, m.State().Version
-		}
-		infos = append(infos, info)
-	}
-	return infos
-}
-
 // protect turns a panic of f into an error.
 func protect(what string, f func() error) (err error) {
 	defer func() {
@@ -341,45 +281,4 @@ func protect(what string, f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// background is the Run calls of a generation.
-type background struct {
-	cancel context.CancelFunc
-	tasks  sync.WaitGroup
-}
-
-// run calls every Run.
-func (s *moduleSet) run() *background {
-	ctx, cancel := context.WithCancel(context.Background())
-	b := &background{cancel: cancel}
-	for _, in := range s.list {
-		r, ok := in.module.(modules.Runner)
-		if !ok {
-			continue
-		}
-		b.tasks.Go(func() {
-			err := protect("Run", func() error { return r.Run(ctx) })
-			if err != nil && ctx.Err() == nil {
-				in.cfg.Log.Error("module's Run ended", "err", err)
-			}
-		})
-	}
-	return b
-}
-
-// end tells every Run to return and waits for it.
-func (b *background) end(ctx context.Context) error {
-	b.cancel()
-	done := make(chan struct{})
-	go func() {
-		b.tasks.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("a module's Run does not return: %w", context.Cause(ctx))
-	}
 }

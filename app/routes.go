@@ -72,20 +72,6 @@ func (r *routes) replace(name string, h http.Handler) {
 	}
 }
 
-// failed tells whether a module was set aside by fail.
-func (r *routes) failed(name string) bool {
-	t := r.table.Load()
-	if t == nil {
-		return false
-	}
-	for _, x := range t.list {
-		if _, is := x.handler.(unavailable); is && x.module == name {
-			return true
-		}
-	}
-	return false
-}
-
 type unavailable struct{ why string }
 
 func (u unavailable) ServeHTTP(w http.ResponseWriter, _ *http.Request) {

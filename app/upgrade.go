@@ -4,45 +4,60 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"orchestrator/app/control"
 	"orchestrator/app/serve"
 	"orchestrator/handoff"
+	"orchestrator/handoff/failpoint"
 )
 
 // attempt is one upgrade as the old generation sees it.
 type attempt struct {
 	g         *generation
 	order     control.Upgrade
+	settle    <-chan struct{} // closed when the probation shall end at once
 	candidate *handoff.Candidate
 	began     time.Time
 	held      time.Time
 	stages    map[string]float64
-	states    []handoff.State // what the old modules exported
+	states    *handoff.States // what the old modules exported
 	down      []string        // modules that did not start again after a rollback
+	lost      []string        // modules whose state is gone
+	rewound   []string        // modules whose state is that of the commit
 }
 
 // upgrade hands over to another binary. It reports whether that generation
-// has taken over; if not, everything is as before and the supervisor knows
-// why. ctx cancels it, as long as it has not committed.
-func (g *generation) upgrade(ctx context.Context, order control.Upgrade) (committed bool) {
-	a := &attempt{g: g, order: order, began: time.Now(), stages: map[string]float64{}}
+// has taken over for good; if not, everything is as before and the supervisor
+// knows why. ctx cancels it, as long as it has not committed.
+func (g *generation) upgrade(ctx context.Context, order control.Upgrade, settle <-chan struct{}) (committed bool) {
+	a := &attempt{g: g, order: order, settle: settle, began: time.Now(), stages: map[string]float64{}}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload's timeout is over"))
 	defer cancel()
 
 	err := a.prepare(ctx)
 	if err == nil {
 		err = a.hold(ctx)
-		if err == nil {
-			err = a.handOver(ctx)
-		}
-		if err == nil {
-			return true
-		}
+	}
+	if err == nil {
+		err = a.handOver(ctx)
+	}
+	if err == nil {
+		return true
 	}
 	a.fail(err)
 	return false
+}
+
+// stage tells the supervisor what comes and how long it may take at most; if
+// it takes longer, this process is stuck and is killed.
+func (a *attempt) stage(name string, limit time.Duration) {
+	if debugged() {
+		limit = 0
+	}
+	a.g.send(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: name, LimitMS: limit.Milliseconds()}})
+	failpoint.At(failpoint.Old, "at", name)
 }
 
 // lap notes how long a stage took.
@@ -56,7 +71,9 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // is touched yet.
 func (a *attempt) prepare(ctx context.Context) (err error) {
 	g, began := a.g, time.Now()
-	limit, cancel := context.WithTimeout(ctx, g.cfg.App.HookTimeout)
+	hook := g.cfg.App.HookTimeout
+	a.stage(handoff.StageStart, 2*hook)
+	limit, cancel := context.WithTimeout(ctx, hook)
 	defer cancel()
 	a.candidate, err = g.upgrader.Start(limit, a.order.Binary, g.opts.RunDir, a.order.Generation)
 	if err != nil {
@@ -64,30 +81,47 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	}
 	a.lap("start", began)
 	began = time.Now()
-	wait, cancel := a.hooks(ctx)
+	patience := a.hooks()
+	a.stage(handoff.StagePrepare, patience+hook)
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	g.mu.Lock()
+	infos := g.set.describe(g.cfg)
+	g.mu.Unlock()
 	err = a.candidate.Welcome(wait, handoff.Welcome{
 		Generation: g.number,
-		Modules:    g.set.describe(g.cfg),
+		Modules:    infos,
 		Reload: handoff.ReloadDetails{
 			Changed:   a.order.Changed,
 			Unknown:   a.order.Unknown,
 			DropState: a.order.DropState,
+			Repair:    a.order.Repair,
 		},
+		PatienceMS: (a.holding() + 6*patience).Milliseconds(),
 	})
 	if err != nil {
-		a.bury()
+		a.kill()
 		return err
 	}
 	a.lap("prepare", began)
 	return nil
 }
 
-// hooks bounds a wait for the candidate's hooks. It enforces each one's own
-// deadline and says which; this is for one that cannot.
-func (a *attempt) hooks(ctx context.Context) (context.Context, context.CancelFunc) {
-	n := 2*len(a.candidate.Hello().Modules) + 1
-	return context.WithTimeout(ctx, a.g.cfg.App.HookTimeout*time.Duration(n)+time.Second)
+// hooks bounds a wait for the hooks of all modules, here or in the candidate.
+// Each has its own deadline, which says which it was; this is for one that
+// cannot be enforced.
+func (a *attempt) hooks() time.Duration {
+	n := len(a.g.cfg.Modules)
+	if a.candidate != nil {
+		n = max(n, len(a.candidate.Hello().Modules))
+	}
+	return a.g.cfg.App.HookTimeout*time.Duration(2*n+1) + time.Second
+}
+
+// holding is how long the attempts to hold may take together.
+func (a *attempt) holding() time.Duration {
+	app := a.g.cfg.App
+	return 5*(app.Drain+app.MaxPause) + 2*app.HookTimeout
 }
 
 // hold stops taking requests, for a short time at first; if requests in
@@ -96,6 +130,7 @@ func (a *attempt) hooks(ctx context.Context) (context.Context, context.CancelFun
 func (a *attempt) hold(ctx context.Context) error {
 	g := a.g
 	began := time.Now()
+	a.stage(handoff.StageHold, a.holding())
 	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
 		a.held = time.Now()
 		err := a.holdFor(ctx, pause)
@@ -121,7 +156,7 @@ func (a *attempt) hold(ctx context.Context) error {
 				err = context.Cause(ctx)
 			}
 		}
-		a.bury()
+		a.kill()
 		return fault(handoff.StageHold, "", err)
 	}
 	a.lap("hold", a.held)
@@ -137,69 +172,112 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration) error {
 // handOver shuts the modules down, passes their states and commits. Whatever
 // fails is rolled back.
 func (a *attempt) handOver(ctx context.Context) error {
-	g := a.g
-	g.starting.Lock()
-	defer g.starting.Unlock()
+	g, began := a.g, time.Now()
+	a.stage(handoff.StageShutdown, a.hooks()+2*g.cfg.App.HookTimeout)
 	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
 		g.log.Warn("reloading in spite of it", "err", err)
 	}
-	began := time.Now()
+	g.starting.Lock()
+	defer g.starting.Unlock()
 	err := g.set.shutdown(context.WithoutCancel(ctx)) // its hooks have deadlines of their own
-	states, exportErr := g.set.export()
+	a.stage(handoff.StageExport, a.hooks())
+	states, exportErr := g.set.export(context.WithoutCancel(ctx))
 	a.states = states
 	a.lap("shutdown", began)
 	if err == nil {
 		err = exportErr
 	}
 	if err != nil {
-		a.bury()
-		a.rollBack()
+		a.kill()
+		a.rollBack(nil)
 		return err
 	}
 
 	began = time.Now()
-	limit, cancel := a.hooks(ctx)
-	err = a.candidate.Transfer(limit, a.transferred())
+	patience := a.hooks()
+	a.stage(handoff.StageRestore, patience+2*g.cfg.App.HookTimeout)
+	limit, cancel := context.WithTimeout(ctx, patience)
+	err = a.candidate.Transfer(limit, states.Without(func(module string) bool { return dropped(a.order.DropState, module) }))
 	cancel()
 	if err == nil {
 		err = context.Cause(ctx) // the last moment to cancel
 	}
 	if err != nil {
 		a.await()
-		a.rollBack()
+		a.rollBack(nil)
 		return err
 	}
 	a.lap("restore", began)
 	return a.commit()
 }
 
-// commit gives everything away. From here the attempt cannot be cancelled;
-// if the candidate dies before it is ready, what it did is rewound.
+// commit gives everything away, and stands by until the candidate has proved
+// itself. From here the attempt cannot be cancelled; if the candidate dies,
+// what it did is rewound.
 func (a *attempt) commit() error {
 	g := a.g
+	probation := g.cfg.App.Probation
+	a.stage(handoff.StageCommit, 2*g.cfg.App.HookTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
 	err := a.candidate.Commit(ctx, handoff.Commit{
-		StagesMS: a.stages,
-		HeldMS:   milliseconds(time.Since(a.held)),
-		TotalMS:  milliseconds(time.Since(a.began)),
+		StagesMS:  a.stages,
+		HeldMS:    milliseconds(time.Since(a.held)),
+		TotalMS:   milliseconds(time.Since(a.began)),
+		Probation: probation > 0,
 	})
 	if err == nil {
-		conns := g.server.Detached()
-		conns, err = a.candidate.Move(ctx, conns)
-		if err != nil {
-			g.server.Adopt(conns)
+		var left []net.Conn
+		left, err = a.candidate.Move(ctx, g.server.Detached())
+		g.server.Adopt(left)
+	}
+	if err == nil && probation > 0 {
+		err = a.standBy(probation)
+	}
+	if back := (*handoff.Returned)(nil); errors.As(err, &back) {
+		return a.takeBack(back)
+	}
+	if err == nil {
+		cut := false
+		select {
+		case <-a.settle:
+			cut = true
+		default:
 		}
+		a.stage(handoff.StageReady, 2*g.cfg.App.HookTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		defer cancel()
+		err = a.candidate.Finish(ctx, cut)
 	}
-	if err == nil {
-		err = a.candidate.Finish(ctx)
-	}
-	if err == nil {
+	if err == nil || a.candidate.Final() || g.stopping.Load() { // whoever stops takes nothing back
 		return nil
 	}
-	a.candidate.Kill()
-	a.rollBack()
+	a.kill()
+	a.rollBack(nil)
+	a.rewound = a.states.Modules()
 	return &rewound{err}
+}
+
+// standBy watches the candidate serve.
+func (a *attempt) standBy(probation time.Duration) error {
+	// Of its hooks, it calls Healthy only.
+	patience := a.g.cfg.App.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
+	a.stage(handoff.StageProbation, probation+2*patience)
+	return a.candidate.Probation(context.Background(), probation, patience, a.settle)
+}
+
+// takeBack serves again with what a candidate that was not well has returned.
+func (a *attempt) takeBack(back *handoff.Returned) error {
+	g := a.g
+	defer back.States.Close()
+	a.rollBack(back.States)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	defer cancel()
+	if _, err := a.candidate.TakeBack(ctx, g.server.Adopt); err != nil {
+		g.log.Warn("not every connection came back", "err", err)
+	}
+	a.await()
+	return &rewound{back.UpgradeError}
 }
 
 // rewound marks a failure after the commit.
@@ -207,19 +285,8 @@ type rewound struct{ error }
 
 func (r *rewound) Unwrap() error { return r.error }
 
-// transferred is the exported states without those that are dropped on purpose.
-func (a *attempt) transferred() []handoff.State {
-	var kept []handoff.State
-	for _, s := range a.states {
-		if !dropped(a.order.DropState, s.Module) {
-			kept = append(kept, s)
-		}
-	}
-	return kept
-}
-
-// bury makes sure that the candidate is dead.
-func (a *attempt) bury() {
+// kill makes sure that the candidate is dead.
+func (a *attempt) kill() {
 	if a.candidate != nil {
 		a.candidate.Kill()
 	}
@@ -232,66 +299,13 @@ func (a *attempt) await() {
 	a.candidate.Await(ctx)
 }
 
-// rollBack starts fresh values of the modules from their own exported states
-// and answers what was held. A module that cannot start again answers 503 and
-// is tried again until it can.
-func (a *attempt) rollBack() {
-	g := a.g
-	ctx := context.Background()
-	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call)
-	if err != nil { // the factories worked when this process started
-		g.log.Error("roll back", "err", err)
-		return
-	}
-	for _, in := range set.list {
-		in.since = g.set.find(in.name).since
-	}
-	if err := set.restore(a.states); err != nil {
-		g.log.Error("roll back: a state could not be restored", "err", err)
-	}
-	failed := map[*instance]error{}
-	for _, in := range set.list {
-		if err := set.start(ctx, in); err != nil {
-			failed[in] = err
-		}
-	}
-	g.resume(set)
-	for in, err := range failed {
-		g.log.Error("module does not start again, answering 503", "module", in.name, "err", err)
-		a.down = append(a.down, in.name)
-		g.routes.fail(in.name, err)
-		go g.revive(set, in)
-	}
-}
-
-// revive tries to start a failed module again until it works.
-func (g *generation) revive(set *moduleSet, in *instance) {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		time.Sleep(wait)
-		if g.reviveOnce(set, in) {
-			return
-		}
-	}
-}
-
-// reviveOnce reports whether there is nothing left to revive.
-func (g *generation) reviveOnce(set *moduleSet, in *instance) bool {
-	g.starting.Lock()
-	defer g.starting.Unlock()
-	g.mu.Lock()
-	current := g.set == set && g.runs != nil
-	g.mu.Unlock()
-	if !current {
-		return true
-	}
-	set.stop(context.Background(), in)
-	if err := set.start(context.Background(), in); err != nil {
-		return false
-	}
-	g.log.Info("module runs again", "module", in.name)
-	g.routes.revived(in.name, in.module)
-	g.report(nil)
-	return true
+// rollBack starts fresh values of the modules and answers what was held. They
+// start from what the candidate has returned, if it has, else from what this
+// generation has exported.
+func (a *attempt) rollBack(returned *handoff.States) {
+	a.stage("rollback", 2*a.hooks())
+	r := a.g.restart(returned, a.states)
+	a.down, a.lost, a.rewound = r.down, r.lost, r.older
 }
 
 // fail tells the supervisor why the upgrade did not happen. It publishes the
@@ -303,6 +317,7 @@ func (a *attempt) fail(err error) {
 		StagesMS:   a.stages,
 		TotalMS:    milliseconds(time.Since(a.began)),
 		Error:      err.Error(),
+		Lost:       a.lost,
 	}
 	var where *handoff.UpgradeError
 	if errors.As(err, &where) {
@@ -314,10 +329,12 @@ func (a *attempt) fail(err error) {
 	}
 	var after *rewound
 	if errors.As(err, &after) {
-		o.Outcome = control.RolledBack
+		o.Outcome, o.Probation, o.Rewound = control.RolledBack, control.ProbationFailed, a.rewound
+	}
+	if len(a.down) > 0 && o.Outcome == control.Rejected {
+		o.Outcome = control.Failed
 	}
 	if len(a.down) > 0 {
-		o.Outcome = control.Failed
 		o.Error += fmt.Sprintf("; after the rollback %v does not start again and answers 503", a.down)
 	}
 	if !a.held.IsZero() {

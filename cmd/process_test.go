@@ -152,7 +152,7 @@ func TestKillingTheSupervisorLeavesNothing(t *testing.T) {
 func TestACrashedWorkerIsStartedAgain(t *testing.T) {
 	t.Parallel()
 	p, good, _ := binaryProject(t)
-	p.reload("--binary", good)
+	p.reload("--binary", good, "--wait-probation")
 	before := p.status()
 	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
 	p.wait("another generation to serve", func() bool {
@@ -162,7 +162,7 @@ func TestACrashedWorkerIsStartedAgain(t *testing.T) {
 	if got := p.get("/hello/"); got != "Hello, moon" {
 		t.Errorf("GET /hello/ = %q, want what the crashed build answered", got)
 	}
-	if !strings.Contains(p.printed(), "all state in memory with it") {
+	if !strings.Contains(p.printed(), "and with it the state in memory of [counter]") {
 		t.Errorf("the lost state was not mentioned:\n%s", p.printed())
 	}
 	if _, code := p.reload("--binary", good); code != 0 {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,7 +24,7 @@ import (
 
 // patience bounds every wait for a condition; it is long because machines are
 // slow, and never slept through.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // reporter is what a project needs of *testing.T or of a script.
 type reporter interface {
@@ -41,7 +42,8 @@ type project struct {
 	done bool
 }
 
-var environ = append(os.Environ(), "GOFLAGS=-trimpath") // one build cache for all copies
+// environ has one build cache for all copies. Appending to it copies it.
+var environ = slices.Clip(append(os.Environ(), "GOFLAGS=-trimpath"))
 
 // shipped builds the program once.
 var shipped = sync.OnceValues(func() (string, error) {
@@ -215,7 +217,9 @@ func (p *project) printed() string {
 func (p *project) processes() (pids []int) {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range links {
-		if dir, err := os.Readlink(link); err == nil && (dir == p.dir || strings.HasPrefix(dir, p.dir+"/")) {
+		dir, err := os.Readlink(link)
+		dir = strings.TrimSuffix(dir, " (deleted)")
+		if err == nil && (dir == p.dir || strings.HasPrefix(dir, p.dir+"/")) {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(link)))
 			pids = append(pids, pid)
 		}

@@ -53,14 +53,20 @@ type App struct {
 	MaxPause    time.Duration `yaml:"max_pause"`    // the first hold
 	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
 	HookTimeout time.Duration `yaml:"hook_timeout"` // each call of a module's hook
+	MaxState    Size          `yaml:"max_state"`    // of all modules together, when they are handed over
+
+	// RestartOlderBuild lets a build that keeps crashing be replaced by the
+	// one before it. Its state is lost in any case.
+	RestartOlderBuild bool `yaml:"restart_older_build"`
 }
 
 // Module names a compiled-in module that shall run, in start order.
 type Module struct {
-	Name   string  `yaml:"name"`
-	Path   string  `yaml:"path"`   // where its HTTP handler is mounted; default /<name>/
-	Listen string  `yaml:"listen"` // address of its own connections
-	Config Section `yaml:"config"` // its own settings
+	Name     string  `yaml:"name"`
+	Path     string  `yaml:"path"`      // where its HTTP handler is mounted; default /<name>/
+	Listen   string  `yaml:"listen"`    // address of its own connections
+	MaxState Size    `yaml:"max_state"` // of its state; default app.max_state
+	Config   Section `yaml:"config"`    // its own settings
 }
 
 // Section is a part of the file that somebody else understands.
@@ -159,6 +165,7 @@ func defaults() *Config {
 		MaxPause:    250 * time.Millisecond,
 		Probation:   time.Second,
 		HookTimeout: 5 * time.Second,
+		MaxState:    4 << 30,
 	}}
 }
 
@@ -247,6 +254,9 @@ func (c *Config) check(names []string) error {
 			fail(d.key, "must be a duration above zero, got %v", d.value)
 		}
 	}
+	if c.App.MaxState <= 0 {
+		fail("app.max_state", "must be a size above zero, got %v", c.App.MaxState)
+	}
 	first := map[string]int{}
 	mounts := map[string]string{}
 	for i, m := range c.Modules {
@@ -262,6 +272,9 @@ func (c *Config) check(names []string) error {
 		first[m.Name] = i
 		if !slices.Contains(names, m.Name) {
 			fail(key+".name", "no module %q is compiled into this program (%s)", m.Name, suggest(m.Name, names))
+		}
+		if m.MaxState < 0 {
+			fail(key+".max_state", "must be a size above zero, got %v", m.MaxState)
 		}
 		if m.Path != "" && (!strings.HasPrefix(m.Path, "/") || !strings.HasSuffix(m.Path, "/")) {
 			fail(key+".path", "expected a path that starts and ends with a slash, such as /%s/, got %q", m.Name, m.Path)

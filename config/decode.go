@@ -170,6 +170,9 @@ func kindName(t reflect.Type) string {
 	if t == reflect.TypeFor[time.Duration]() {
 		return "a duration such as 500ms or 2s"
 	}
+	if t == reflect.TypeFor[Size]() {
+		return "a size such as 512KiB, 64MiB or 1GiB"
+	}
 	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false"

@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"github.com/cloudflare/tableflip"
+
+	"orchestrator/handoff/failpoint"
 )
 
 const (
@@ -108,13 +110,6 @@ func (u *Upgrader) Ready() error { return u.tf.Ready() }
 // end of the program only: in a generation that was replaced, or that has not
 // taken over, it would do harm.
 func (u *Upgrader) Stop() { u.tf.Stop() }
-
-// State is one module's exported state.
-type State struct {
-	Module  string
-	Version int
-	Data    []byte
-}
 
 // Candidate is the next generation as the serving one sees it.
 type Candidate struct {
@@ -205,7 +200,7 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	if err != nil {
 		return cause(ctx, err)
 	}
-	c.link = link{conn}
+	c.link = link{conn: conn, side: failpoint.Old}
 	m, files, err := c.link.receive(ctx)
 	closeAll(files)
 	switch {
@@ -239,15 +234,12 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	return c.await(ctx, typePrepared, StagePrepare)
 }
 
-// Transfer hands the states over and waits until the candidate's modules are
-// initialized and healthy.
-func (c *Candidate) Transfer(ctx context.Context, states []State) error {
-	file, infos, sum, err := pack(states)
-	if err != nil {
-		return c.failure(StageExport, err)
-	}
-	defer file.Close()
-	if err := sendFile(ctx, &c.link, message{Type: typeStates, States: infos, Checksum: sum}, file); err != nil {
+// Transfer hands the states over, which can be read but not added to
+// afterwards, and waits until the candidate's modules are initialized and
+// healthy.
+func (c *Candidate) Transfer(ctx context.Context, states *States) error {
+	seal(states.file)
+	if err := c.link.sendFile(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
 		return c.failure(StageRestore, err)
 	}
 	return c.await(ctx, typeHealthy, StageInitialize)
@@ -255,6 +247,7 @@ func (c *Candidate) Transfer(ctx context.Context, states []State) error {
 
 // Commit hands over, and waits until the candidate accepts connections.
 func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
+	c.at = message{} // what it says from here on is of another kind
 	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
 		return c.failure(StageCommit, err)
 	}
@@ -264,26 +257,85 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 // Move passes connections. Those that the candidate has acknowledged are
 // closed here; an error leaves the others with the caller.
 func (c *Candidate) Move(ctx context.Context, conns []net.Conn) (left []net.Conn, err error) {
-	for len(conns) > 0 {
-		n := min(len(conns), maxFiles)
-		if err := sendConns(ctx, &c.link, conns[:n]); err != nil {
-			return conns, c.failure(StageCommit, err)
-		}
-		if err := c.await(ctx, typeConns, StageCommit); err != nil {
-			return conns, err
-		}
-		for _, conn := range conns[:n] {
-			conn.Close()
-		}
-		conns = conns[n:]
+	if left, err = c.link.sendConns(ctx, conns); err == nil {
+		err = c.link.send(ctx, message{Type: typeEnd})
+	}
+	if err != nil {
+		return left, c.failure(StageCommit, err)
 	}
 	return nil, nil
 }
 
-// Finish waits until the candidate is ready for good and acknowledges it. The
-// caller may then exit.
-func (c *Candidate) Finish(ctx context.Context) error {
-	if err := c.link.send(ctx, message{Type: typeEnd}); err != nil {
+// Returned is what a candidate gave back because it was not well.
+type Returned struct {
+	*UpgradeError
+	States *States // the caller's to close
+}
+
+// Probation watches the candidate while it serves: until the time is over or
+// cut is closed, and then until it has said once more that it is well, within
+// patience. The error is a [*Returned] if the candidate was not well and gave
+// everything back; after any other the candidate cannot be trusted.
+func (c *Candidate) Probation(ctx context.Context, d, patience time.Duration, cut <-chan struct{}) error {
+	over := time.After(d)
+	for last := d == 0; ; {
+		if err := c.ask(ctx, patience); err != nil || last {
+			return err
+		}
+		select {
+		case <-time.After(d / 5):
+		case <-over:
+			last = true
+		case <-cut:
+			return nil
+		case <-c.exited:
+			return c.failure(StageProbation, errExited)
+		case <-ctx.Done():
+			return c.failure(StageProbation, context.Cause(ctx))
+		}
+	}
+}
+
+// ask asks the candidate how it is.
+func (c *Candidate) ask(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := c.link.send(ctx, message{Type: typeAsk}); err != nil {
+		return c.failure(StageProbation, err)
+	}
+	m, files, err := c.link.receive(ctx)
+	switch {
+	case err != nil:
+		return c.failure(StageProbation, err)
+	case m.Type == typeWell:
+		closeAll(files)
+		return nil
+	case m.Type == typeReturned && len(files) == 1:
+		states, err := receivedStates(files[0], m.States)
+		if err != nil {
+			return c.failure(StageProbation, err)
+		}
+		c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
+		return &Returned{c.reported, states}
+	default:
+		closeAll(files)
+		return c.failure(StageProbation, fmt.Errorf("got %q while asking how it is: %w", m.Type, errGarbage))
+	}
+}
+
+// TakeBack tells a candidate that has returned everything that this
+// generation serves again, and takes its connections.
+func (c *Candidate) TakeBack(ctx context.Context, adopt func([]net.Conn)) (n int, err error) {
+	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
+		return 0, err
+	}
+	return c.link.receiveConns(ctx, adopt)
+}
+
+// Finish ends the probation and waits until the candidate is ready for good.
+// The caller may then exit.
+func (c *Candidate) Finish(ctx context.Context, cut bool) error {
+	if err := c.link.send(ctx, message{Type: typeFinal, Cut: cut}); err != nil {
 		return c.failure(StageReady, err)
 	}
 	select {
@@ -299,10 +351,27 @@ func (c *Candidate) Finish(ctx context.Context) error {
 	return nil
 }
 
+// Final tells whether the candidate has become the serving generation for
+// good: this process cannot upgrade any more.
+func (c *Candidate) Final() bool {
+	select {
+	case <-c.exited:
+		return c.err == nil
+	default:
+		return false
+	}
+}
+
 // Kill makes sure that the candidate is dead and reaped, and removes the Unix
-// sockets that only it had made.
+// sockets that only it had made. A candidate that is final is left alone.
 func (c *Candidate) Kill() {
 	for {
+		select {
+		case <-c.exited:
+			c.close()
+			return
+		default:
+		}
 		if c.pid == 0 {
 			c.pid = findChild(envSocket + "=" + c.socket)
 		}
@@ -318,12 +387,15 @@ func (c *Candidate) Kill() {
 	}
 }
 
-// Await waits for a failed candidate to end by itself, so that its modules can
-// clean up, at most until ctx ends; then it is killed.
+// Await waits for a candidate that has said that it gives up to end by
+// itself, so that its modules can clean up, at most until ctx ends; then, or
+// if it has not said so, it is killed.
 func (c *Candidate) Await(ctx context.Context) {
-	select {
-	case <-c.exited:
-	case <-ctx.Done():
+	if c.reported != nil {
+		select {
+		case <-c.exited:
+		case <-ctx.Done():
+		}
 	}
 	c.Kill()
 }
@@ -370,6 +442,9 @@ func (c *Candidate) failure(stage string, err error) error {
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		e.Err = fmt.Errorf("the candidate did not answer in time: %w", err)
+		return e
+	}
+	if !gone(err) && !errors.Is(err, errExited) {
 		return e
 	}
 	select {

@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
+
+	"orchestrator/handoff/failpoint"
 )
 
 // maxFrame bounds a message; states travel in a file, not in messages.
@@ -20,7 +23,10 @@ const maxFiles = 253
 
 // link carries framed messages and file descriptors between two generations:
 // four bytes of length, then JSON. Every operation ends with its context.
-type link struct{ conn *net.UnixConn }
+type link struct {
+	conn *net.UnixConn
+	side string // of failpoint
+}
 
 // send writes m with files attached; the caller keeps them.
 func (l *link) send(ctx context.Context, m message, fds ...int) error {
@@ -30,6 +36,9 @@ func (l *link) send(ctx context.Context, m message, fds ...int) error {
 	}
 	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body)))
 	frame = append(frame, body...)
+	if failpoint.At(l.side, "before", m.Type) {
+		frame = []byte("garbage, not a message")
+	}
 	defer l.bound(ctx)()
 	n, err := l.write(frame, fds)
 	if err == nil && n < len(frame) {
@@ -38,6 +47,7 @@ func (l *link) send(ctx context.Context, m message, fds ...int) error {
 	if err != nil {
 		return fmt.Errorf("handoff: send %s: %w", m.Type, cause(ctx, err))
 	}
+	failpoint.At(l.side, "after", m.Type)
 	return nil
 }
 
@@ -92,6 +102,95 @@ func cause(ctx context.Context, err error) error {
 		return context.DeadlineExceeded
 	}
 	return err
+}
+
+// gone recognizes the end of the other process.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// sendFile sends m with file attached.
+func (l *link) sendFile(ctx context.Context, m message, file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := raw.Control(func(fd uintptr) { sent = l.send(ctx, m, int(fd)) }); err != nil {
+		return err
+	}
+	return sent
+}
+
+// sendConns passes connections in batches. Those that the other side has
+// acknowledged are closed here; an error leaves the others with the caller.
+func (l *link) sendConns(ctx context.Context, conns []net.Conn) (left []net.Conn, err error) {
+	for len(conns) > 0 {
+		batch := conns[:min(len(conns), maxFiles)]
+		if err := l.sendBatch(ctx, batch); err != nil {
+			return conns, err
+		}
+		m, files, err := l.receive(ctx)
+		closeAll(files)
+		if err != nil {
+			return conns, err
+		}
+		if m.Type != typeConns || m.Conns != len(batch) {
+			return conns, fmt.Errorf("handoff: got %q, %d while waiting for %d connections to be taken: %w", m.Type, m.Conns, len(batch), errGarbage)
+		}
+		for _, c := range batch {
+			c.Close()
+		}
+		conns = conns[len(batch):]
+	}
+	return nil, nil
+}
+
+// sendBatch sends one batch of connections, which stay open here.
+func (l *link) sendBatch(ctx context.Context, conns []net.Conn) error {
+	fds := make([]int, 0, len(conns))
+	for _, c := range conns {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
+			return err
+		}
+	}
+	return l.send(ctx, message{Type: typeConns, Conns: len(fds)}, fds...)
+}
+
+// receiveConns gives each batch of connections to adopt, which takes
+// responsibility for them, until the other side says end.
+func (l *link) receiveConns(ctx context.Context, adopt func([]net.Conn)) (n int, err error) {
+	for {
+		m, files, err := l.receive(ctx)
+		if err != nil {
+			return n, err
+		}
+		switch m.Type {
+		case typeEnd:
+			closeAll(files)
+			return n, nil
+		case typeConns:
+			conns := make([]net.Conn, 0, len(files))
+			for _, f := range files {
+				if c, err := net.FileConn(f); err == nil {
+					conns = append(conns, c)
+				}
+				f.Close()
+			}
+			adopt(conns)
+			n += len(conns)
+			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {
+				return n, err
+			}
+		default:
+			closeAll(files)
+			return n, fmt.Errorf("handoff: got %q instead of connections: %w", m.Type, errGarbage)
+		}
+	}
 }
 
 func closeAll(files []*os.File) {

@@ -31,6 +31,7 @@ const (
 	StageInitialize = "initialize" // Initialize of the new modules
 	StageHealthy    = "healthy"    // Healthy of the new modules
 	StageCommit     = "commit"     // the new generation owns everything from here
+	StageProbation  = "probation"  // the new one serves, the old one stands by
 	StageReady      = "ready"      // the old one learns that it may go
 )
 
@@ -60,30 +61,38 @@ type message struct {
 	PID         int         `json:"pid,omitempty"`
 	Hello       *Hello      `json:"hello,omitempty"`
 	Welcome     *Welcome    `json:"welcome,omitempty"` // old to candidate: the answer
-	States      []StateInfo `json:"states,omitempty"`  // old to candidate, with one file
-	Checksum    uint32      `json:"checksum,omitempty"`
-	Commit      *Commit     `json:"commit,omitempty"` // old to candidate
-	Conns       int         `json:"conns,omitempty"`  // old to candidate with files; acknowledged with the same number
+	States      []StateInfo `json:"states,omitempty"`  // with one file: old to candidate, and returned
+	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
+	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
+	Cut         bool        `json:"cut,omitempty"`     // final: the probation was cut short
 
-	// failed and progress, candidate to old: where it is.
+	// failed, returned and progress, candidate to old: where it is.
 	Stage  string `json:"stage,omitempty"`
 	Module string `json:"module,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
 
+// The conversation, in order. After each of its own messages a side may be
+// gone; after hello the candidate may say failed in place of any of its own,
+// and progress before any.
 const (
-	typeHello     = "hello"
-	typeWelcome   = "welcome"
-	typeProgress  = "progress"
-	typePrepared  = "prepared"
-	typeFailed    = "failed"
-	typeStates    = "states"
-	typeHealthy   = "healthy"
-	typeCommit    = "commit"
-	typeAccepting = "accepting"
-	typeConns     = "conns"
-	typeEnd       = "end"
-	typeReady     = "ready"
+	typeHello     = "hello"     // candidate
+	typeWelcome   = "welcome"   // old
+	typeProgress  = "progress"  // candidate
+	typePrepared  = "prepared"  // candidate: waits for the states
+	typeFailed    = "failed"    // candidate: gives up
+	typeStates    = "states"    // old: has shut its modules down
+	typeHealthy   = "healthy"   // candidate: waits for the commit
+	typeCommit    = "commit"    // old: gives everything away
+	typeAccepting = "accepting" // candidate: serves
+	typeConns     = "conns"     // old, and the candidate acknowledges
+	typeEnd       = "end"       // old: no more connections; probation begins
+	typeAsk       = "ask"       // old: how are you?
+	typeWell      = "well"      // candidate
+	typeReturned  = "returned"  // candidate: takes the states back, it is not well
+	typeTaken     = "taken"     // old: serves again; connections follow, then end
+	typeFinal     = "final"     // old: probation is over
+	typeReady     = "ready"     // old: goes
 )
 
 // Hello is what a candidate says of itself.
@@ -98,15 +107,18 @@ type Welcome struct {
 	Generation int           `json:"generation"`
 	Modules    []ModuleInfo  `json:"modules"`
 	Reload     ReloadDetails `json:"reload"`
+	PatienceMS int64         `json:"patience_ms"` // the longest that the old generation may be silent
 }
 
 // ModuleInfo describes a module of the old generation.
 type ModuleInfo struct {
-	Name         string `json:"name"`
-	Digest       string `json:"digest"` // of its settings
-	Stateful     bool   `json:"stateful"`
-	StateVersion int    `json:"state_version"`
-	Since        int    `json:"since"` // generation in which it changed last
+	Name         string            `json:"name"`
+	Digest       string            `json:"digest"` // of its settings
+	Stateful     bool              `json:"stateful"`
+	StateVersion int               `json:"state_version"`
+	StateFields  map[string]string `json:"state_fields,omitempty"` // path of a field -> its type
+	Since        int               `json:"since"`                  // generation in which it changed last
+	Down         bool              `json:"down,omitempty"`         // it does not run and answers 503
 }
 
 // ReloadDetails travel from whoever asked for the reload to the new generation.
@@ -114,13 +126,16 @@ type ReloadDetails struct {
 	Changed   []string `json:"changed,omitempty"`    // import paths of the changed packages and their dependents
 	Unknown   bool     `json:"unknown,omitempty"`    // what changed cannot be told
 	DropState []string `json:"drop_state,omitempty"` // modules that start afresh; "*" means all
+	Repair    bool     `json:"repair,omitempty"`     // the same build again, after a rollback that did not work
 }
 
 // StateInfo describes one module's state within the transferred file.
 type StateInfo struct {
-	Module  string `json:"module"`
-	Version int    `json:"version"`
-	Size    int64  `json:"size"`
+	Module   string `json:"module"`
+	Version  int    `json:"version"`
+	Offset   int64  `json:"offset"`
+	Size     int64  `json:"size"`
+	Checksum uint32 `json:"checksum"` // CRC-32C
 }
 
 // Commit hands over.
@@ -128,4 +143,6 @@ type Commit struct {
 	StagesMS map[string]float64 `json:"stages_ms"` // measured by the old generation
 	HeldMS   float64            `json:"held_ms"`   // how long it has been holding
 	TotalMS  float64            `json:"total_ms"`  // since it was told to upgrade
+
+	Probation bool `json:"probation"` // the old generation stands by afterwards
 }

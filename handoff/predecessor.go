@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+
+	"orchestrator/handoff/failpoint"
 )
 
 // ErrPredecessorGone tells a candidate that the old generation has died.
@@ -24,7 +26,7 @@ func (u *Upgrader) Dial(ctx context.Context) (*Predecessor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("handoff: connect to the old generation: %w", err)
 	}
-	return &Predecessor{upgrader: u, link: link{conn.(*net.UnixConn)}}, nil
+	return &Predecessor{upgrader: u, link: link{conn: conn.(*net.UnixConn), side: failpoint.Candidate}}, nil
 }
 
 // Hello introduces the candidate and returns the answer.
@@ -50,20 +52,24 @@ func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 }
 
 // Prepared says that nothing fallible is left but what needs the states, and
-// waits for them.
-func (p *Predecessor) Prepared(ctx context.Context) ([]State, error) {
+// waits for them. They are the caller's to close.
+func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
 	if err := p.link.send(ctx, message{Type: typePrepared}); err != nil {
-		return nil, err
+		return nil, lost(err)
 	}
 	m, files, err := p.link.receive(ctx)
-	defer closeAll(files)
 	switch {
 	case err != nil:
-		return nil, gone(err)
+		return nil, lost(err)
 	case m.Type != typeStates || len(files) != 1:
+		closeAll(files)
 		return nil, fmt.Errorf("handoff: got %q with %d files instead of the states: %w", m.Type, len(files), errGarbage)
 	}
-	return unpack(files[0], m.States, m.Checksum)
+	states, err := receivedStates(files[0], m.States)
+	if err != nil {
+		closeAll(files)
+	}
+	return states, err
 }
 
 // Healthy says that everything runs, and waits for the commit. With
@@ -71,7 +77,7 @@ func (p *Predecessor) Prepared(ctx context.Context) ([]State, error) {
 // goes on as if committed.
 func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 	if err := p.link.send(ctx, message{Type: typeHealthy}); err != nil {
-		return nil, gone(err)
+		return nil, lost(err)
 	}
 	m, err := p.await(ctx, typeCommit)
 	if err != nil {
@@ -87,45 +93,64 @@ func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 // connections it is passed to adopt, which takes responsibility for them.
 func (p *Predecessor) Accepting(ctx context.Context, adopt func([]net.Conn)) (moved int, err error) {
 	if err := p.link.send(ctx, message{Type: typeAccepting}); err != nil {
-		return 0, gone(err)
+		return 0, lost(err)
 	}
+	moved, err = p.link.receiveConns(ctx, adopt)
+	return moved, lost(err)
+}
+
+// Probation waits until the old generation has seen enough; cut tells that it
+// had to stop early. Whenever it asks, healthy answers. When that is an error,
+// Probation returns it as it is, and the candidate goes on with
+// [Predecessor.Return].
+func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (cut bool, err error) {
 	for {
 		m, files, err := p.link.receive(ctx)
-		if err != nil {
-			return moved, gone(err)
+		closeAll(files)
+		switch {
+		case err != nil:
+			return false, lost(err)
+		case m.Type == typeFinal:
+			return m.Cut, nil
+		case m.Type != typeAsk:
+			return false, fmt.Errorf("handoff: got %q during the probation: %w", m.Type, errGarbage)
 		}
-		switch m.Type {
-		case typeEnd:
-			closeAll(files)
-			return moved, nil
-		case typeConns:
-			conns := make([]net.Conn, 0, len(files))
-			for _, f := range files {
-				if c, err := net.FileConn(f); err == nil {
-					conns = append(conns, c)
-				}
-				f.Close()
-			}
-			adopt(conns)
-			moved += len(conns)
-			if err := p.link.send(ctx, message{Type: typeConns, Conns: len(conns)}); err != nil {
-				return moved, gone(err)
-			}
-		default:
-			closeAll(files)
-			return moved, fmt.Errorf("handoff: got %q instead of connections: %w", m.Type, errGarbage)
+		if err := healthy(); err != nil {
+			return false, err
+		}
+		if err := p.link.send(ctx, message{Type: typeWell}); err != nil {
+			return false, lost(err)
 		}
 	}
+}
+
+// Return gives the states back because of why, waits until the old generation
+// serves, and passes it the connections. Those it did not take are left.
+func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []net.Conn) (left []net.Conn, err error) {
+	m := message{Type: typeReturned, States: states.infos, Stage: why.Stage, Module: why.Module, Error: why.Err.Error()}
+	if err := p.link.sendFile(ctx, m, states.file); err != nil {
+		return conns, lost(err)
+	}
+	if _, err := p.await(ctx, typeTaken); err != nil {
+		return conns, err
+	}
+	if left, err = p.link.sendConns(ctx, conns); err == nil {
+		err = p.link.send(ctx, message{Type: typeEnd})
+	}
+	return left, lost(err)
 }
 
 // Ready makes the takeover final and waits for the old generation's word.
 func (p *Predecessor) Ready(ctx context.Context) error {
 	if err := p.upgrader.tf.Ready(); err != nil {
-		return gone(err)
+		return lost(err)
 	}
 	_, err := p.await(ctx, typeReady)
 	return err
 }
+
+// Gone waits for the old generation to exit.
+func (p *Predecessor) Gone(ctx context.Context) error { return p.upgrader.waitForParent(ctx) }
 
 // Fail tells the old generation why the candidate gives up.
 func (p *Predecessor) Fail(ctx context.Context, e *UpgradeError) {
@@ -139,10 +164,18 @@ func (p *Predecessor) await(ctx context.Context, want string) (message, error) {
 	m, files, err := p.link.receive(ctx)
 	closeAll(files)
 	if err != nil {
-		return m, gone(err)
+		return m, lost(err)
 	}
 	if m.Type != want {
 		return m, fmt.Errorf("handoff: got %q while waiting for %q: %w", m.Type, want, errGarbage)
 	}
 	return m, nil
+}
+
+// lost marks errors that mean that the old generation has died.
+func lost(err error) error {
+	if err != nil && gone(err) {
+		return fmt.Errorf("%w: %w", ErrPredecessorGone, err)
+	}
+	return err
 }

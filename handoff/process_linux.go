@@ -45,9 +45,21 @@ func findChild(env string) int {
 }
 
 func anonymousFile() (*os.File, error) {
-	fd, err := unix.MemfdCreate("orchestrator-states", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("orchestrator-states", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return unlinkedFile()
 	}
 	return os.NewFile(uintptr(fd), "states"), nil
+}
+
+// seal makes file read-only for whoever it is passed to: a rollback must find
+// what was exported. Only a file in memory can be sealed.
+func seal(file *os.File) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.FcntlInt(fd, unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	})
 }

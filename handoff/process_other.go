@@ -12,3 +12,5 @@ func peerPID(*net.UnixConn) int { return 0 }
 func findChild(string) int { return 0 }
 
 func anonymousFile() (*os.File, error) { return unlinkedFile() }
+
+func seal(*os.File) {}

@@ -1,62 +1,207 @@
 package handoff
 
 import (
-	"context"
+	"bufio"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"net"
 	"os"
-	"syscall"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// pack writes all states into one file that has no name.
-func pack(states []State) (file *os.File, infos []StateInfo, sum uint32, err error) {
-	file, err = anonymousFile()
-	if err != nil {
-		return nil, nil, 0, fmt.Errorf("make the file for the states: %w", err)
-	}
-	for _, s := range states {
-		if _, err := file.Write(s.Data); err != nil {
-			file.Close()
-			return nil, nil, 0, fmt.Errorf("write the state of %s: %w", s.Module, err)
-		}
-		sum = crc32.Update(sum, castagnoli, s.Data)
-		infos = append(infos, StateInfo{Module: s.Module, Version: s.Version, Size: int64(len(s.Data))})
-	}
-	return file, infos, sum, nil
+// ErrTooLarge is returned for states above their limit.
+var ErrTooLarge = errors.New("handoff: the state is too large")
+
+// States is the exported states of modules, in one file that has no name and
+// lives in memory where the system can do that. It is what crosses from one
+// generation to the next, and what a rollback starts from. Each state carries
+// a checksum, which [States.Read] verifies.
+//
+// It is not safe for concurrent use.
+type States struct {
+	file  *os.File
+	infos []StateInfo
+	limit int64
+	end   int64
 }
 
-// unpack reads what pack wrote and checks it.
-func unpack(file *os.File, infos []StateInfo, want uint32) ([]State, error) {
+// NewStates returns an empty file that takes at most limit bytes.
+func NewStates(limit int64) (*States, error) {
+	file, err := anonymousFile()
+	if err != nil {
+		return nil, fmt.Errorf("handoff: make the file for the states: %w", err)
+	}
+	return &States{file: file, limit: limit}, nil
+}
+
+// receivedStates takes responsibility for file, which another process wrote.
+func receivedStates(file *os.File, infos []StateInfo) (*States, error) {
 	stat, err := file.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("handoff: read the states: %w", err)
 	}
-	left := stat.Size()
-	states := make([]State, 0, len(infos))
-	var sum uint32
-	var offset int64
-	for _, info := range infos {
-		if info.Size < 0 || info.Size > left {
-			return nil, fmt.Errorf("handoff: read the states: %s has %d bytes of %d: %w", info.Module, info.Size, left, errGarbage)
+	s := &States{file: file, infos: infos, limit: stat.Size(), end: stat.Size()}
+	seen := map[string]bool{}
+	for _, i := range infos {
+		if i.Offset < 0 || i.Size < 0 || i.Offset > s.end || i.Size > s.end-i.Offset || seen[i.Module] {
+			return nil, fmt.Errorf("handoff: read the states: %s cannot have %d bytes at %d of %d: %w", i.Module, i.Size, i.Offset, s.end, errGarbage)
 		}
-		left -= info.Size
-		data := make([]byte, info.Size)
-		if _, err := file.ReadAt(data, offset); err != nil && !errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("handoff: read the state of %s: %w", info.Module, err)
+		seen[i.Module] = true
+	}
+	return s, nil
+}
+
+// Add appends what write writes as the state of a module, at most limit
+// bytes. After an error nothing of it is kept.
+func (s *States) Add(module string, version int, limit int64, write func(io.Writer) error) error {
+	room := min(limit, s.limit-s.end)
+	w := &stateWriter{file: s.file, at: s.end, room: room}
+	buffer := bufio.NewWriterSize(w, 64<<10)
+	err := write(buffer)
+	if err == nil {
+		err = buffer.Flush()
+	}
+	if w.full { // whatever write made of it
+		err = fmt.Errorf("%w: more than %d bytes", ErrTooLarge, room)
+		if room < limit {
+			err = fmt.Errorf("%w: more than the %d bytes that all states together may have", ErrTooLarge, s.limit)
 		}
-		offset += info.Size
-		sum = crc32.Update(sum, castagnoli, data)
-		states = append(states, State{Module: info.Module, Version: info.Version, Data: data})
 	}
-	if sum != want {
-		return nil, fmt.Errorf("handoff: the states were damaged on the way (checksum %08x, want %08x)", sum, want)
+	if err != nil {
+		s.file.Truncate(s.end)
+		return err
 	}
-	return states, nil
+	s.infos = append(s.infos, StateInfo{Module: module, Version: version, Offset: s.end, Size: w.at - s.end, Checksum: w.sum})
+	s.end = w.at
+	return nil
+}
+
+// Modules names those that have a state here.
+func (s *States) Modules() []string {
+	names := make([]string, 0, len(s.infos))
+	for _, i := range s.infos {
+		names = append(names, i.Module)
+	}
+	return names
+}
+
+// Version is that of a module's state; ok is false if there is none.
+func (s *States) Version(module string) (version int, ok bool) {
+	i := s.find(module)
+	if i == nil {
+		return 0, false
+	}
+	return i.Version, true
+}
+
+// Size is that of a module's state in bytes, 0 if there is none.
+func (s *States) Size(module string) int64 {
+	if i := s.find(module); i != nil {
+		return i.Size
+	}
+	return 0
+}
+
+// Read has read read the state of a module, and checks that it arrived as it
+// was written, whether or not read wanted all of it. It may be called again.
+func (s *States) Read(module string, read func(*StateReader) error) error {
+	i := s.find(module)
+	if i == nil {
+		return fmt.Errorf("handoff: no state of %s", module)
+	}
+	r := &StateReader{section: io.NewSectionReader(s.file, i.Offset, i.Size), size: i.Size}
+	err := read(r)
+	if _, rest := io.Copy(io.Discard, r); rest != nil {
+		return fmt.Errorf("handoff: read the state of %s: %w", module, rest)
+	}
+	if r.sum != i.Checksum {
+		return fmt.Errorf("handoff: the state of %s was damaged on the way (checksum %08x, want %08x)", module, r.sum, i.Checksum)
+	}
+	return err
+}
+
+// Copy adds a module's state from other, as it is.
+func (s *States) Copy(other *States, module string) error {
+	version, ok := other.Version(module)
+	if !ok {
+		return nil
+	}
+	return s.Add(module, version, other.Size(module), func(w io.Writer) error {
+		return other.Read(module, func(r *StateReader) error {
+			_, err := io.Copy(w, r)
+			return err
+		})
+	})
+}
+
+// Without is the same states but for some. They share the file: closing one
+// closes the other.
+func (s *States) Without(left func(module string) bool) *States {
+	rest := &States{file: s.file, limit: s.limit, end: s.end}
+	for _, i := range s.infos {
+		if !left(i.Module) {
+			rest.infos = append(rest.infos, i)
+		}
+	}
+	return rest
+}
+
+// Close gives the memory back. A nil States is an empty one.
+func (s *States) Close() {
+	if s != nil {
+		s.file.Close()
+	}
+}
+
+func (s *States) find(module string) *StateInfo {
+	if s == nil {
+		return nil
+	}
+	for i := range s.infos {
+		if s.infos[i].Module == module {
+			return &s.infos[i]
+		}
+	}
+	return nil
+}
+
+// stateWriter writes one state and knows its checksum.
+type stateWriter struct {
+	file *os.File
+	at   int64
+	room int64
+	sum  uint32
+	full bool
+}
+
+func (w *stateWriter) Write(p []byte) (int, error) {
+	if int64(len(p)) > w.room {
+		w.full = true
+		return 0, ErrTooLarge
+	}
+	n, err := w.file.WriteAt(p, w.at)
+	w.at += int64(n)
+	w.room -= int64(n)
+	w.sum = crc32.Update(w.sum, castagnoli, p[:n])
+	return n, err
+}
+
+// StateReader reads one state.
+type StateReader struct {
+	section *io.SectionReader
+	size    int64
+	sum     uint32
+}
+
+// Size is the number of bytes of the whole state.
+func (r *StateReader) Size() int64 { return r.size }
+
+func (r *StateReader) Read(p []byte) (int, error) {
+	n, err := r.section.Read(p)
+	r.sum = crc32.Update(r.sum, castagnoli, p[:n])
+	return n, err
 }
 
 // unlinkedFile is the next best thing where memory has no files.
@@ -66,40 +211,4 @@ func unlinkedFile() (*os.File, error) {
 		return nil, err
 	}
 	return f, os.Remove(f.Name())
-}
-
-// sendFile sends m with file attached.
-func sendFile(ctx context.Context, l *link, m message, file *os.File) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	if err := raw.Control(func(fd uintptr) { sent = l.send(ctx, m, int(fd)) }); err != nil {
-		return err
-	}
-	return sent
-}
-
-// sendConns sends a batch of connections, which stay open here.
-func sendConns(ctx context.Context, l *link, conns []net.Conn) error {
-	fds := make([]int, 0, len(conns))
-	for _, c := range conns {
-		raw, err := c.(syscall.Conn).SyscallConn()
-		if err != nil {
-			return err
-		}
-		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
-			return err
-		}
-	}
-	return l.send(ctx, message{Type: typeConns, Conns: len(fds)}, fds...)
-}
-
-// gone recognizes the end of the other process.
-func gone(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("%w: %w", ErrPredecessorGone, err)
-	}
-	return err
 }

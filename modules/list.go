@@ -43,14 +43,16 @@ func (l List) New(name string) (m Module, err error) {
 		if e.Name != name {
 			continue
 		}
+		what := "factory"
 		defer func() {
 			if p := recover(); p != nil {
-				m, err = nil, &EntryError{name, fmt.Errorf("factory panicked: %v\n%s", p, debug.Stack())}
+				m, err = nil, &EntryError{name, fmt.Errorf("%s panicked: %v\n%s", what, p, debug.Stack())}
 			}
 		}()
 		if m = e.New(); m == nil {
 			return nil, &EntryError{name, errors.New("factory returned nil")}
 		}
+		what = "State of a fresh value"
 		if err := Check(m); err != nil {
 			return nil, &EntryError{name, err}
 		}
@@ -85,10 +87,22 @@ var parts = map[string]reflect.Type{
 	"DependsOn": reflect.TypeFor[Dependent](),
 }
 
-// Check refuses a module that has a method with the name of an optional part
-// and another signature: Go would take it for not implemented, in silence.
-// A method that only a pointer has is found as well when m is not a pointer.
+// Check refuses what would go wrong in silence later: a method with the name
+// of an optional part and another signature, which Go takes for not
+// implemented, also when only a pointer to m has it; and a state of which a
+// part would be lost. m must be fresh from its factory.
 func Check(m Module) error {
+	if err := checkParts(m); err != nil {
+		return err
+	}
+	if s, ok := m.(Stateful); ok {
+		_, err := LayoutOf(s.State().Value)
+		return err
+	}
+	return nil
+}
+
+func checkParts(m Module) error {
 	t := reflect.TypeOf(m)
 	all := t
 	if t.Kind() != reflect.Pointer && t.Kind() != reflect.Interface {

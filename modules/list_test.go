@@ -29,9 +29,12 @@ type wrongHTTP struct{ plain }
 
 func (*wrongHTTP) ServeHTTP(*http.Request) {}
 
-type everything struct{ plain }
+type everything struct {
+	plain
+	kept struct{ N int }
+}
 
-func (*everything) State() modules.State                          { return modules.State{} }
+func (e *everything) State() modules.State                        { return modules.State{Value: &e.kept} }
 func (*everything) Run(context.Context) error                     { return nil }
 func (*everything) Healthy(context.Context) error                 { return nil }
 func (*everything) DependsOn() []string                           { return nil }

@@ -97,22 +97,6 @@ type Dependent interface {
 	DependsOn() []string
 }
 
-// State is what a module carries over.
-type State struct {
-	// Version of the layout of Value, from 0. It rises when a field is
-	// removed or gets another type or meaning.
-	Version int
-
-	// Value is a pointer to what survives. It is encoded as JSON after
-	// Shutdown, and decoded before Initialize of the next instance.
-	Value any
-
-	// Migrate stores in Value what an older version exported: decode reads
-	// the exported value into a type of that version. A nil Migrate accepts
-	// the module's own version only.
-	Migrate func(from int, decode func(v any) error) error
-}
-
 // Config is what a module gets to know of the program around it.
 type Config struct {
 	Name string       // the module's name

@@ -50,6 +50,8 @@ type Message struct {
 	Upgrade *Upgrade       `json:"upgrade,omitempty"`
 	Serving *Serving       `json:"serving,omitempty"`
 	Failure *Failure       `json:"failure,omitempty"`
+	Stage   *Stage         `json:"stage,omitempty"`
+	Settled *Settled       `json:"settled,omitempty"`
 	Error   string         `json:"error,omitempty"`
 }
 
@@ -69,6 +71,10 @@ const (
 	TypeKnown   = "known"   // to a worker, first of all: it counts as alive from here
 	TypeServing = "serving" // from a worker: it serves now
 	TypeFailure = "failure" // to the serving worker: publish that a reload failed
+	TypeSettle  = "settle"  // to a worker that stands by: end the probation now
+	TypeSettled = "settled" // from the serving worker: its probation is over
+	TypeStage   = "stage"   // from a worker in an upgrade: what comes, and how long it may take
+	TypeRepair  = "repair"  // from a degraded worker: hand over to a fresh process of the same build
 )
 
 // Hello introduces a process.
@@ -105,6 +111,14 @@ const (
 	RolledBack = "rolled_back"
 )
 
+// What an outcome says of the probation.
+const (
+	ProbationPending = "pending"
+	ProbationPassed  = "passed"
+	ProbationCut     = "cut" // by a newer reload
+	ProbationFailed  = "failed"
+)
+
 // Outcome is how an attempt to reload went.
 type Outcome struct {
 	Outcome      string             `json:"outcome"`
@@ -117,8 +131,10 @@ type Outcome struct {
 	Stage        string             `json:"stage"` // where it failed
 	FailedModule string             `json:"failed_module"`
 	Error        string             `json:"error"`
-	Probation    string             `json:"probation"`
-	Moved        int                `json:"moved"` // connections
+	Probation    string             `json:"probation"`         // "" without one
+	Lost         []string           `json:"lost,omitempty"`    // modules whose state is gone
+	Rewound      []string           `json:"rewound,omitempty"` // modules whose state is that of the commit again
+	Moved        int                `json:"moved"`             // connections
 	Notes        []string           `json:"notes,omitempty"`
 }
 
@@ -127,6 +143,8 @@ type Module struct {
 	Name       string `json:"name"`
 	State      string `json:"state"`
 	Generation int    `json:"generation"` // since when its code and configuration are what they are
+	Stateful   bool   `json:"stateful,omitempty"`
+	Error      string `json:"error,omitempty"` // why it does not run
 }
 
 // Status answers `orchestrator status`.
@@ -142,9 +160,21 @@ type Status struct {
 	Listen        []string `json:"listen"`
 	Modules       []Module `json:"modules"`
 	LastReload    *Outcome `json:"last_reload"`
+	LastCrash     *Crash   `json:"last_crash"`
 
 	// Of the serving worker, after a garbage collection.
 	Goroutines int `json:"goroutines,omitempty"`
+}
+
+// Crash is a serving generation that died, and what became of it.
+type Crash struct {
+	Time       time.Time `json:"time"`
+	Generation int       `json:"generation"`
+	Error      string    `json:"error"`
+	Serving    int       `json:"serving"` // the generation that serves in its place, 0 for none yet
+	Build      string    `json:"build"`   // which that one runs
+	Older      bool      `json:"older"`   // which is older than that of the crashed one
+	Lost       []string  `json:"lost"`    // modules whose state is gone
 }
 
 // Event is one event of the bus, as the supervisor numbered it.
@@ -165,6 +195,19 @@ type Upgrade struct {
 	DropState  []string `json:"drop_state,omitempty"`
 	Changed    []string `json:"changed,omitempty"` // packages
 	Unknown    bool     `json:"unknown,omitempty"`
+	Repair     bool     `json:"repair,omitempty"` // the same build again
+}
+
+// Stage is a part of an upgrade.
+type Stage struct {
+	Name    string `json:"name"`
+	LimitMS int64  `json:"limit_ms"` // 0 for none; a worker that says nothing for longer is stuck
+}
+
+// Settled says how a probation ended.
+type Settled struct {
+	Generation int    `json:"generation"`
+	Probation  string `json:"probation"`
 }
 
 // Serving is what a worker says of itself once it serves.
@@ -176,6 +219,8 @@ type Serving struct {
 	Modules   []Module `json:"modules"`
 	Degraded  bool     `json:"degraded,omitempty"`
 	StopMS    int64    `json:"stop_ms"` // the longest that a graceful stop may take
+
+	RestartOlderBuild bool `json:"restart_older_build,omitempty"`
 
 	Outcome *Outcome `json:"outcome,omitempty"` // of the upgrade that brought it here
 }
@@ -200,6 +245,9 @@ func versions() (v, lowest int) {
 	lowest, _ = strconv.Atoi(minProtocol)
 	return v, lowest
 }
+
+// ErrGarbled is returned for a line that is no message. The next may be one.
+var ErrGarbled = errors.New("not a message")
 
 // Conn is one connection. Sending is safe for concurrent use.
 type Conn struct {
@@ -279,7 +327,7 @@ func (c *Conn) Receive() (Message, error) {
 		return m, fmt.Errorf("control: receive: %w", err)
 	}
 	if err := json.Unmarshal(line, &m); err != nil {
-		return m, fmt.Errorf("control: receive: %w", err)
+		return Message{}, fmt.Errorf("control: receive: %w: %w", ErrGarbled, err)
 	}
 	return m, nil
 }

@@ -61,7 +61,14 @@ func (s *supervisor) status() control.Status {
 		HotReload:     s.watcher != nil,
 		Listen:        []string{},
 		Modules:       []control.Module{},
-		LastReload:    s.last,
+	}
+	if s.crash.last != nil {
+		last := *s.crash.last
+		st.LastCrash = &last
+	}
+	if s.last != nil {
+		last := *s.last // the loop may change its own
+		st.LastReload = &last
 	}
 	if w := s.serving; w != nil && w.serving != nil {
 		st.State = "serving"

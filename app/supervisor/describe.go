@@ -3,6 +3,7 @@ package supervisor
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,17 +54,31 @@ func Describe(o control.Outcome) string {
 		if o.Stage == "build" {
 			return fmt.Sprintf("%s\nbuild failed after %s; %s", o.Error, times, still)
 		}
-		return fmt.Sprintf("reload failed in %s: %s", where, o.Error)
+		return fmt.Sprintf("reload failed in %s: %s%s", where, o.Error, consequence(o))
 	case control.RolledBack:
-		return fmt.Sprintf("rolled back: the new generation %d failed after it took over, in %s: %s; generation %d serves again, what happened in between is lost", o.Generation, where, o.Error, o.Serving)
+		return fmt.Sprintf("rolled back: generation %d failed after it took over, in %s: %s; generation %d serves again%s", o.Generation, where, o.Error, o.Serving, consequence(o))
 	case control.Superseded:
 		return fmt.Sprintf("superseded: %s; %s", o.Error, still)
 	default:
 		if where != "" {
 			where = " in " + where
 		}
-		return fmt.Sprintf("reload rejected%s: %s; %s, after %s", where, o.Error, still, times)
+		return fmt.Sprintf("reload rejected%s: %s; %s, after %s%s", where, o.Error, still, times, consequence(o))
 	}
+}
+
+// consequence tells what a failure cost.
+func consequence(o control.Outcome) string {
+	text := ""
+	if len(o.Rewound) > 0 {
+		text += "; rewound to the moment of its takeover: " + strings.Join(o.Rewound, ", ")
+	} else if o.Outcome == control.RolledBack {
+		text += "; nothing was lost"
+	}
+	if len(o.Lost) > 0 {
+		text += "; state lost: " + strings.Join(o.Lost, ", ")
+	}
+	return text
 }
 
 // supervisorOnly tells when a change concerns code that this process runs and
@@ -123,10 +138,17 @@ func digest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:6]), nil
 }
 
-// copyFile copies an executable. Where that fails there is no copy.
-func copyFile(from, to string) {
-	data, err := os.ReadFile(from)
-	if err == nil && os.WriteFile(to, data, 0o755) != nil {
-		os.Remove(to)
+// copyFile copies an executable.
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
 	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"fmt"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,3 +18,7 @@ func processAttr(dieWithUs bool) *syscall.SysProcAttr {
 	}
 	return attr
 }
+
+// running is a file with the code that a process runs, also when the file it
+// was started from is gone.
+func running(pid int, _ string) string { return fmt.Sprintf("/proc/%d/exe", pid) }

@@ -26,6 +26,7 @@ type reaper struct {
 	start chan startRequest
 	mu    sync.Mutex // guards waits; held while a process starts, so that none is reaped unknown
 	waits map[int]chan syscall.WaitStatus
+	dead  map[int]syscall.WaitStatus // how the last few have ended
 }
 
 type startRequest struct {
@@ -42,7 +43,7 @@ type startReply struct {
 }
 
 func newReaper() *reaper {
-	r := &reaper{start: make(chan startRequest), waits: map[int]chan syscall.WaitStatus{}}
+	r := &reaper{start: make(chan startRequest), waits: map[int]chan syscall.WaitStatus{}, dead: map[int]syscall.WaitStatus{}}
 	becomeSubreaper()
 	child := make(chan os.Signal, 1)
 	signal.Notify(child, syscall.SIGCHLD)
@@ -94,7 +95,20 @@ func (r *reaper) reap() {
 			done <- status
 			delete(r.waits, pid)
 		}
+		if len(r.dead) >= 64 {
+			clear(r.dead)
+		}
+		r.dead[pid] = status
 	}
+}
+
+// status tells how a child has ended, if it has.
+func (r *reaper) status(pid int) (status syscall.WaitStatus, ok bool) {
+	r.reap()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	status, ok = r.dead[pid]
+	return status, ok
 }
 
 // childless tells whether no child is left, of whatever generation.

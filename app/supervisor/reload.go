@@ -25,26 +25,7 @@ const (
 	// then reads copies that hold still.
 	maxCancelled = 3
 	maxWaiting   = 2 * time.Second
-
-	defaultTimeout = 15 * time.Second
 )
-
-// request is somebody's wish to reload.
-type request struct {
-	reload control.ReloadRequest
-	why    string
-	reply  chan control.Outcome // receives the outcome; nil if nobody waits
-	timer  *time.Timer
-}
-
-func (r *request) answer(o control.Outcome) {
-	if r.timer != nil {
-		r.timer.Stop()
-	}
-	if r.reply != nil {
-		r.reply <- o
-	}
-}
 
 type phase int
 
@@ -57,23 +38,25 @@ const (
 
 // job is one attempt to make the running program what it should be.
 type job struct {
-	phase     phase
-	initial   bool // builds the first generation
-	requests  []*request
-	snap      watch.Snapshot // what is being built
-	frozen    bool           // from copies
-	forced    bool           // build even if nothing changed
-	trigger   []string
-	changed   []string // packages
-	unknown   bool
-	binary    string
-	began     time.Time
-	restarts  int
-	again     bool // the sources changed during the build
-	cancel    context.CancelCauseFunc
-	expired   error
-	buildTime time.Duration
-	failure   *control.Outcome
+	phase      phase
+	initial    bool // builds the first generation
+	repair     bool // the serving build again
+	requests   []*request
+	snap       watch.Snapshot // what is being built
+	frozen     bool           // from copies
+	forced     bool           // build even if nothing changed
+	trigger    []string
+	changed    []string // packages
+	unknown    bool
+	binary     string
+	generation int // that it tries to make
+	began      time.Time
+	restarts   int
+	again      bool // the sources changed during the build
+	cancel     context.CancelCauseFunc
+	expired    error
+	buildTime  time.Duration
+	failure    *control.Outcome
 }
 
 // reloader is the part of the loop's state that makes new generations.
@@ -84,17 +67,22 @@ type reloader struct {
 	listed  watch.Snapshot // the content they were read from
 	watcher *watch.Watcher // nil without hot reload
 
-	current struct { // what serves, or will once it starts
-		binary string
-		snap   watch.Snapshot // of the sources when it was made
-		built  bool           // from just these sources
-	}
-	refused watch.Snapshot // what failed last: not tried again by itself
+	current  source         // what serves, or will once it starts
+	previous source         // what served before it
+	refused  watch.Snapshot // what failed last: not tried again by itself
 
 	job          *job
+	proving      *proving // nil when no generation stands by
 	waiting      *request // a queue of one: the latest wins
 	quiet        <-chan time.Time
 	saidIgnoring bool
+}
+
+// source is what a generation was made of.
+type source struct {
+	binary string
+	snap   watch.Snapshot // of the sources when it was made
+	built  bool           // from just these sources
 }
 
 // begin starts the first generation, from the sources in development.
@@ -153,53 +141,6 @@ func (s *supervisor) look() {
 	case j.phase == settling && !snap.Equal(j.snap):
 		s.quiet = nil
 		s.start(&job{began: j.began, requests: j.requests})
-	}
-}
-
-// request asks for a reload. There is one attempt at a time and one that
-// waits; a later request takes its place.
-func (s *supervisor) request(r *request) {
-	if s.stopping {
-		r.answer(control.Outcome{Outcome: control.Rejected, Error: "the program is stopping"})
-		return
-	}
-	limit := time.Duration(r.reload.TimeoutMS) * time.Millisecond
-	if limit <= 0 {
-		limit = defaultTimeout
-	}
-	r.timer = time.AfterFunc(limit, func() { s.do(func() { s.expire(r) }) })
-	fromSources := r.reload.Binary == "" && (s.watcher != nil || r.reload.Build)
-	switch {
-	case s.job == nil:
-		s.start(&job{requests: []*request{r}})
-	case s.job.phase == settling:
-		s.quiet = nil
-		s.start(&job{requests: append(s.job.requests, r)})
-	case fromSources && s.job.phase < upgrading:
-		s.job.requests = append(s.job.requests, r)
-	default:
-		if s.waiting != nil {
-			s.waiting.answer(s.outcome(control.Superseded, "a newer reload was asked for"))
-		}
-		s.waiting = r
-	}
-}
-
-// expire gives up what r waits for, unless it is committed.
-func (s *supervisor) expire(r *request) {
-	cause := errors.New("the timeout of the reload is over")
-	switch {
-	case s.waiting == r:
-		s.waiting = nil
-		r.answer(s.outcome(control.Rejected, cause.Error()))
-	case s.job != nil && slices.Contains(s.job.requests, r):
-		s.job.expired = cause
-		if s.job.cancel != nil {
-			s.job.cancel(cause)
-		}
-		if s.job.phase == upgrading && s.serving != nil {
-			s.serving.conn.Send(control.Message{Type: control.TypeCancel, Error: cause.Error()})
-		}
 	}
 }
 
@@ -339,14 +280,7 @@ func (s *supervisor) build() {
 	paths := j.snap.Diff(s.current.snap)
 	code := slices.DeleteFunc(slices.Clone(paths), s.isConfig)
 	if !j.initial {
-		j.trigger = relative(paths)
-		j.changed, j.unknown = s.inputs.Affected(code)
-		if len(paths) == 0 || s.current.snap == nil {
-			j.unknown = true // asked for, for a reason only the asker knows
-		}
-		if s.current.snap == nil {
-			j.trigger = nil
-		}
+		s.nameChange()
 	}
 	if len(paths) == 0 && len(j.requests) == 0 && !j.forced {
 		s.job, s.refused = nil, nil // the change was undone meanwhile
@@ -371,6 +305,20 @@ func (s *supervisor) build() {
 	}()
 }
 
+// nameChange tells how what is being built differs from what serves.
+func (s *supervisor) nameChange() {
+	j := s.job
+	paths := j.snap.Diff(s.current.snap)
+	j.trigger = relative(paths)
+	j.changed, j.unknown = s.inputs.Affected(slices.DeleteFunc(paths, s.isConfig))
+	if len(paths) == 0 || s.current.snap == nil {
+		j.unknown = true // asked for, for a reason only the asker knows
+	}
+	if s.current.snap == nil {
+		j.trigger = nil
+	}
+}
+
 // compile builds into a folder that is named after what came out. It runs in
 // a goroutine of its own.
 func (s *supervisor) compile(ctx context.Context, overlay map[string]string, seed bool) (string, error) {
@@ -384,7 +332,9 @@ func (s *supervisor) compile(ctx context.Context, overlay map[string]string, see
 	}
 	out := filepath.Join(fresh, "orchestrator")
 	if seed {
-		copyFile(s.opts.Binary, out) // go build need not link what is up to date
+		if copyFile(s.opts.Binary, out) != nil { // go build need not link what is up to date
+			os.Remove(out)
+		}
 	}
 	if err := s.builder.Build(ctx, out, overlay); err != nil {
 		return "", err
@@ -393,15 +343,11 @@ func (s *supervisor) compile(ctx context.Context, overlay map[string]string, see
 	if err != nil {
 		return "", fmt.Errorf("build: read the binary: %w", err)
 	}
-	dir := filepath.Join(builds, id)
-	if _, err := os.Stat(filepath.Join(dir, "orchestrator")); err == nil {
-		return filepath.Join(dir, "orchestrator"), os.RemoveAll(fresh)
-	}
-	os.RemoveAll(dir)
-	if err := os.Rename(fresh, dir); err != nil {
+	out, err = nameBuild(fresh, filepath.Join(builds, id))
+	if err != nil {
 		return "", fmt.Errorf("build: name the build: %w", err)
 	}
-	return filepath.Join(dir, "orchestrator"), nil
+	return out, nil
 }
 
 // built goes on with what the build gave, unless it is of sources that have
@@ -457,71 +403,6 @@ func (s *supervisor) builtFirst(binary string, err error) {
 	}
 }
 
-// began is called when a generation that nothing came before serves.
-func (s *supervisor) began(w *worker) {
-	s.say("generation %d serves on http://%s (process %d)", w.generation, w.serving.Listen[0], w.pid)
-	s.look()
-}
-
-// upgrade has the serving generation hand over to the job's binary.
-func (s *supervisor) upgrade() {
-	j := s.job
-	if s.serving == nil {
-		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "start", Error: "no generation is serving now"})
-		return
-	}
-	j.phase = upgrading
-	s.number++
-	s.binaries[s.number] = j.binary
-	order := control.Upgrade{
-		Binary:     absolute(j.binary),
-		Generation: s.number,
-		TimeoutMS:  defaultTimeout.Milliseconds(),
-		Changed:    j.changed,
-		Unknown:    j.unknown,
-	}
-	if len(j.requests) > 0 {
-		r := j.requests[len(j.requests)-1].reload
-		order.Force, order.DropState = r.Force, r.DropState
-		if r.TimeoutMS > 0 {
-			order.TimeoutMS = r.TimeoutMS
-		}
-	}
-	if err := s.serving.conn.Send(control.Message{Type: control.TypeUpgrade, Upgrade: &order}); err != nil {
-		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "start", Error: err.Error()})
-	}
-}
-
-// upgraded is called when a worker tells how the upgrade went.
-func (s *supervisor) upgraded(o control.Outcome) {
-	if s.job == nil || s.job.phase != upgrading {
-		if o.Outcome == control.RolledBack {
-			s.last = &o
-			s.say("generation %d failed after it took over (%s); generation %d serves again, what happened in between is lost", o.Generation, o.Error, s.servingNumber())
-		}
-		return
-	}
-	if o.Outcome != control.Reloaded {
-		s.failed(o)
-		return
-	}
-	s.current.binary = s.job.binary
-	if s.current.built = s.job.snap != nil; s.current.built {
-		s.current.snap = s.job.snap
-	}
-	s.refused = nil
-	s.finish(o)
-}
-
-// lost is called when the serving generation died and no other is there.
-func (s *supervisor) lost(w *worker) {
-	if s.job != nil && s.job.phase == upgrading {
-		o := s.outcome(control.Failed, fmt.Sprintf("generation %d died during the upgrade", w.generation))
-		o.Stage = "upgrade"
-		s.finish(o)
-	}
-}
-
 // failed ends the job, at once if somebody waits for it and else when the
 // files are quiet.
 func (s *supervisor) failed(o control.Outcome) {
@@ -546,85 +427,4 @@ func (s *supervisor) settle() {
 		return
 	}
 	s.finish(*j.failure)
-}
-
-// finish ends the job with o, tells everybody, and goes on with what waits.
-func (s *supervisor) finish(o control.Outcome) {
-	j := s.job
-	s.job = nil
-	o.Serving = s.servingNumber()
-	o.Trigger = append([]string{}, j.trigger...)
-	if o.Modules == nil {
-		o.Modules = []string{}
-	}
-	if o.StagesMS == nil {
-		o.StagesMS = map[string]float64{}
-	}
-	if j.buildTime > 0 {
-		o.StagesMS["build"] = milliseconds(j.buildTime)
-	}
-	o.TotalMS = milliseconds(time.Since(j.began))
-	if notes := supervisorOnly(s.inputs, j.trigger); notes != "" && o.Outcome == control.Reloaded {
-		o.Notes = append(o.Notes, notes)
-	}
-	switch o.Outcome {
-	case control.Reloaded, control.Unchanged:
-	default:
-		s.refused = j.snap
-		if s.serving != nil {
-			s.serving.conn.Send(control.Message{Type: control.TypeFailure, Failure: &control.Failure{Outcome: o, Changed: j.changed, Unknown: j.unknown}})
-		}
-	}
-	s.last = &o
-	s.say("%s", Describe(o))
-	for _, r := range j.requests {
-		r.answer(o)
-	}
-	s.prune()
-	if r := s.waiting; r != nil {
-		s.waiting = nil
-		s.start(&job{requests: []*request{r}})
-		return
-	}
-	if s.watcher != nil {
-		s.look()
-	}
-}
-
-// abandon ends whatever is being tried.
-func (s *supervisor) abandon(why string) {
-	o := s.outcome(control.Rejected, why)
-	if s.job != nil {
-		if s.job.cancel != nil {
-			s.job.cancel(errors.New(why))
-		}
-		for _, r := range s.job.requests {
-			r.answer(o)
-		}
-		s.job = nil
-	}
-	if s.waiting != nil {
-		s.waiting.answer(o)
-		s.waiting = nil
-	}
-}
-
-// prune removes builds that nobody runs.
-func (s *supervisor) prune() {
-	keep := map[string]bool{filepath.Base(filepath.Dir(s.current.binary)): true, "new": true}
-	for n, binary := range s.binaries {
-		if s.workers[n] != nil {
-			keep[filepath.Base(filepath.Dir(binary))] = true
-		} else if n < s.number {
-			delete(s.binaries, n)
-		}
-	}
-	builds := filepath.Join(s.opts.RunDir, "builds")
-	entries, _ := os.ReadDir(builds)
-	for _, e := range entries {
-		if !keep[e.Name()] {
-			os.RemoveAll(filepath.Join(builds, e.Name()))
-		}
-	}
-	os.RemoveAll(filepath.Join(s.opts.RunDir, "frozen"))
 }

@@ -17,6 +17,7 @@ import (
 	"orchestrator/app/control"
 	"orchestrator/app/watch"
 	"orchestrator/handoff"
+	"orchestrator/handoff/failpoint"
 )
 
 const logIgnoring = "Hot-reload disabled, ignoring file changes"
@@ -28,24 +29,31 @@ type worker struct {
 	build      string
 	conn       *control.Conn
 	serving    *control.Serving // what it said of itself when it began to serve
+	stage      *control.Stage   // of the upgrade it is in
+	watchdog   *time.Timer      // ends the stage
 }
 
 // supervisor is the loop's state.
 type supervisor struct {
-	opts   Options
-	reaper *reaper
-	locks  *locks
-	ctx    context.Context // ends when the program stops: builds obey it
+	opts    Options
+	reaper  *reaper
+	locks   *locks
+	control *net.UnixListener // the control socket
+	ctx     context.Context   // ends when the program stops: builds obey it
 
 	inbox    chan func() // what other goroutines ask the loop to do
 	workers  map[int]*worker
 	serving  *worker
 	first    firstWorker
 	groups   []int          // process groups of workers, to kill
-	binaries map[int]string // generation -> binary
+	binaries map[int]string // generation -> binary it was started from
+	kept     map[int]string // generation -> a copy of it
+	older    string         // a copy of the build before
 	number   int            // of the last generation
 	everyone bool           // some generation has served
-	crashes  int            // in a row
+	crash    crashes
+
+	lastServed int // generation
 
 	last      *control.Outcome
 	events    []control.Event // the last few
@@ -74,8 +82,8 @@ func Run(opts Options) (int, error) {
 		inbox:     make(chan func(), 64),
 		workers:   map[int]*worker{},
 		binaries:  map[int]string{},
+		kept:      map[int]string{},
 		followers: map[chan control.Event]bool{},
-		last:      nil,
 	}
 	terminal := hasTerminal() && !signal.Ignored(syscall.SIGHUP)
 	signals := make(chan os.Signal, 8)
@@ -85,18 +93,16 @@ func Run(opts Options) (int, error) {
 	if s.locks, err = lockRunDir(opts.RunDir, s.say); err != nil {
 		return 1, err
 	}
-	defer s.locks.release()
+	defer func() { s.locks.release() }()
 	var cancel context.CancelFunc
 	s.ctx, cancel = context.WithCancel(context.Background())
 	defer cancel()
 	s.kill = cancel
 	s.reaper = newReaper()
-	ln, err := s.listen()
-	if err != nil {
+	if err := s.listen(); err != nil {
 		return 1, err
 	}
-	defer ln.Close()
-	go s.accept(ln)
+	defer func() { s.control.Close() }()
 
 	if err := s.begin(); err != nil {
 		return 1, err
@@ -135,6 +141,7 @@ func (s *supervisor) do(f func()) { s.inbox <- f }
 func (s *supervisor) signal(sig syscall.Signal, terminal bool) {
 	switch {
 	case sig == syscall.SIGHUP && (!terminal || hasTerminal()):
+		s.restoreRunDir()
 		s.request(&request{reload: control.ReloadRequest{}, why: "SIGHUP"})
 	case s.stopping:
 		s.code = 128 + int(sig)
@@ -165,7 +172,7 @@ func (s *supervisor) stop() {
 	}
 	s.deadline = time.After(limit)
 	for _, w := range s.workers {
-		w.conn.Send(control.Message{Type: control.TypeStop})
+		s.send(w, control.Message{Type: control.TypeStop})
 	}
 	if s.first.pid != 0 && len(s.workers) == 0 {
 		syscall.Kill(s.first.pid, syscall.SIGTERM)
@@ -226,40 +233,49 @@ func (s *supervisor) firstExited(status syscall.WaitStatus) {
 	s.code = max(1, status.ExitStatus())
 }
 
-// checkAlive restarts the program when no generation is left.
-func (s *supervisor) checkAlive() {
-	if s.stopping || !s.everyone || len(s.workers) > 0 || s.first.pid != 0 {
-		return
-	}
-	s.crashes++
-	wait := min(100*time.Millisecond<<min(s.crashes-1, 10), 5*time.Second)
-	s.say("the program is gone, all state in memory with it; starting it again in %v", wait)
-	binary := s.current.binary
-	time.AfterFunc(wait, func() {
-		s.do(func() {
-			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
-				return
-			}
-			if err := s.startFirst(binary); err != nil {
-				s.say("%v", err)
-				s.checkAlive()
-			}
-		})
-	})
-}
-
 // listen makes the control socket, which only this user may use.
-func (s *supervisor) listen() (net.Listener, error) {
+func (s *supervisor) listen() error {
 	path := control.Socket(s.opts.RunDir)
 	os.Remove(path) // left behind by a killed supervisor: we hold the lock
 	mask := syscall.Umask(0o177)
-	ln, err := net.Listen("unix", path)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	syscall.Umask(mask)
 	if err != nil {
 		abs, _ := filepath.Abs(path)
-		return nil, fmt.Errorf("run_dir: control socket %s: %w", abs, err)
+		return fmt.Errorf("run_dir: control socket %s: %w", abs, err)
 	}
-	return ln, nil
+	s.control = ln
+	go s.accept(ln)
+	return nil
+}
+
+// restoreRunDir makes the run_dir again if somebody has removed it, as
+// cleaners of temporary folders do. The workers there are hold a lock that
+// nobody can find any more; those to come inherit it.
+func (s *supervisor) restoreRunDir() {
+	if _, err := os.Stat(control.Socket(s.opts.RunDir)); !errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if _, err := os.Stat(filepath.Join(s.opts.RunDir, "lock")); errors.Is(err, os.ErrNotExist) {
+		fresh, err := lockRunDir(s.opts.RunDir, s.say)
+		if err != nil {
+			s.say("the run_dir is gone and cannot be made again: %v", err)
+			return
+		}
+		s.locks.release()
+		s.locks = fresh
+	}
+	old := s.control
+	if err := s.listen(); err != nil {
+		s.say("the control socket is gone and cannot be made again: %v", err)
+		return
+	}
+	old.SetUnlinkOnClose(false) // there is another of this name
+	old.Close()
+	s.say("somebody had removed the run_dir: it is there again")
+	if s.serving != nil {
+		s.keep(s.serving)
+	}
 }
 
 func (s *supervisor) accept(ln net.Listener) {
@@ -294,13 +310,17 @@ func (s *supervisor) worker(c *control.Conn, hello *control.Hello) {
 	s.do(func() {
 		w.build = buildID(s.binaries[w.generation])
 		s.workers[w.generation] = w
-		c.Send(control.Message{Type: control.TypeKnown})
+		s.send(w, control.Message{Type: control.TypeKnown})
 		if s.stopping {
-			c.Send(control.Message{Type: control.TypeStop})
+			s.send(w, control.Message{Type: control.TypeStop})
 		}
 	})
 	for {
 		m, err := c.Receive()
+		if errors.Is(err, control.ErrGarbled) {
+			s.opts.Log.Warn("passed over a message", "generation", w.generation, "err", err)
+			continue
+		}
 		if err != nil {
 			break
 		}
@@ -309,8 +329,16 @@ func (s *supervisor) worker(c *control.Conn, hello *control.Hello) {
 	s.do(func() { s.gone(w) })
 }
 
+// send tells a worker something. If it is gone, its link will say so.
+func (s *supervisor) send(w *worker, m control.Message) {
+	failpoint.At(failpoint.Supervisor, "before", m.Type)
+	w.conn.Send(m)
+	failpoint.At(failpoint.Supervisor, "after", m.Type)
+}
+
 // heard handles a worker's message.
 func (s *supervisor) heard(w *worker, m control.Message) {
+	failpoint.At(failpoint.Supervisor, "on", m.Type)
 	switch {
 	case m.Type == control.TypeServing && m.Serving != nil:
 		fresh := w.serving == nil
@@ -320,7 +348,16 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 		}
 	case m.Type == control.TypeOutcome && m.Outcome != nil:
 		s.serving = w // it carries on
+		s.answered(w)
 		s.upgraded(*m.Outcome)
+	case m.Type == control.TypeStage && m.Stage != nil:
+		s.staged(w, *m.Stage)
+	case m.Type == control.TypeSettled && m.Settled != nil:
+		if s.proving != nil && s.proving.generation == m.Settled.Generation {
+			s.proved(m.Settled.Probation)
+		}
+	case m.Type == control.TypeRepair:
+		s.repair(w)
 	case m.Type == control.TypeEvent && m.Event != nil:
 		s.publish(*m.Event)
 	case m.Type == control.TypeStatus && m.Status != nil:
@@ -334,24 +371,22 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 // takesOver is called when a generation serves for the first time.
 func (s *supervisor) takesOver(w *worker) {
 	s.serving, s.everyone = w, true
+	s.keep(w)
+	s.stable(w)
+	s.setHotReload(w.serving.HotReload)
 	if o := w.serving.Outcome; o != nil {
 		s.upgraded(*o)
-	} else {
-		s.began(w)
+		return
 	}
-	time.AfterFunc(10*time.Second, func() {
-		s.do(func() {
-			if s.serving == w {
-				s.crashes = 0
-			}
-		})
-	})
-	s.setHotReload(w.serving.HotReload)
+	s.restarted(w)
+	s.say("generation %d serves on http://%s (process %d)", w.generation, w.serving.Listen[0], w.pid)
+	s.startWaiting()
 }
 
 // gone is called when a worker's link has ended, which is when it has died.
 func (s *supervisor) gone(w *worker) {
 	w.conn.Close()
+	s.answered(w)
 	if s.workers[w.generation] == w {
 		delete(s.workers, w.generation)
 	}
@@ -364,10 +399,12 @@ func (s *supervisor) gone(w *worker) {
 		}
 		s.answers = nil
 	}
-	// While another worker lives it is about to say that it has taken over.
-	if len(s.workers) == 0 {
+	// While another worker lives it is about to say that it serves.
+	if len(s.workers) == 0 && s.everyone && !s.stopping {
+		if s.serving != nil {
+			s.lost(s.serving)
+		}
 		s.serving = nil
-		s.lost(w)
 	}
 	if s.first.pid != w.pid {
 		s.checkAlive()

@@ -1,0 +1,165 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"orchestrator/app/control"
+)
+
+const (
+	// stableTime is how long a generation must serve before earlier crashes
+	// are forgotten.
+	stableTime = 10 * time.Second
+
+	// tooManyCrashes in a row let an older build be tried, if that is allowed.
+	tooManyCrashes = 3
+
+	topicCrashed = "app.crashed"
+)
+
+// crashes is what is known of generations that died while they served.
+type crashes struct {
+	inARow int
+	last   *control.Crash // until a generation serves again Serving is 0
+	older  bool           // the next start is of an older build
+}
+
+// lost is called when the serving generation died and no other is there.
+func (s *supervisor) lost(w *worker) {
+	c := &control.Crash{Time: time.Now(), Generation: w.generation, Lost: []string{}}
+	if status, ok := s.reaper.status(w.pid); ok {
+		c.Error = describe(status)
+	} else {
+		c.Error = "it died"
+	}
+	if w.serving != nil {
+		for _, m := range w.serving.Modules {
+			if m.Stateful {
+				c.Lost = append(c.Lost, m.Name)
+			}
+		}
+		s.crash.older = w.serving.RestartOlderBuild
+	}
+	s.crash.last = c
+	if j := s.job; j != nil && j.phase == upgrading {
+		o := s.outcome(control.Failed, fmt.Sprintf("generation %d died during the upgrade: %s", w.generation, c.Error))
+		o.Generation, o.Stage, o.Lost = j.generation, "upgrade", c.Lost
+		if w.stage != nil {
+			o.Stage = w.stage.Name
+		}
+		s.job = nil
+		s.last, s.refused = &o, j.snap
+		s.say("%s", Describe(o))
+		for _, r := range j.requests {
+			r.answer(o)
+		}
+	}
+	if p := s.proving; p != nil {
+		p.outcome.Outcome, p.outcome.Serving = control.Failed, 0
+		p.outcome.Error = fmt.Sprintf("generation %d died after it took over: %s", w.generation, c.Error)
+		p.outcome.Lost = c.Lost
+		o := p.outcome
+		s.last = &o
+		s.proved(control.ProbationFailed)
+	}
+}
+
+// checkAlive restarts the program when no generation is left: at once the
+// first time, later with a growing pause.
+func (s *supervisor) checkAlive() {
+	if s.stopping || !s.everyone || len(s.workers) > 0 || s.first.pid != 0 {
+		return
+	}
+	wait := time.Duration(0)
+	if s.crash.inARow > 0 {
+		wait = min(100*time.Millisecond<<min(s.crash.inARow-1, 10), 5*time.Second)
+	}
+	s.crash.inARow++
+	binary := s.restartable(s.lastServed)
+	if s.crash.older && s.crash.inARow > tooManyCrashes && s.older != "" {
+		binary = s.older
+		s.say("the build has crashed %d times in a row; trying the one before it (restart_older_build)", s.crash.inARow-1)
+	}
+	c := s.crash.last
+	s.say("generation %d is gone (%s), and with it the state in memory of %v; starting it again in %v", c.Generation, c.Error, c.Lost, wait)
+	time.AfterFunc(wait, func() {
+		s.do(func() {
+			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
+				return
+			}
+			if err := s.startFirst(binary); err != nil {
+				s.say("%v", err)
+				s.checkAlive()
+			}
+		})
+	})
+}
+
+// restarted is called when a generation serves in the place of one that crashed.
+func (s *supervisor) restarted(w *worker) {
+	c := s.crash.last
+	if c == nil || c.Serving != 0 {
+		return
+	}
+	c.Serving, c.Build, c.Older = w.generation, w.build, s.older != "" && s.binaries[w.generation] == s.older
+	data, err := json.Marshal(c)
+	if err == nil {
+		s.publish(control.Event{Time: time.Now(), Generation: w.generation, Topic: topicCrashed, Data: data})
+	}
+}
+
+// stable forgets earlier crashes when w has served for a while.
+func (s *supervisor) stable(w *worker) {
+	time.AfterFunc(stableTime, func() {
+		s.do(func() {
+			if s.serving == w {
+				s.crash.inARow = 0
+			}
+		})
+	})
+}
+
+// restartable is the binary of a generation, as it was when it began to
+// serve: the file it was started from may have been replaced or deleted.
+func (s *supervisor) restartable(generation int) string {
+	if kept := s.kept[generation]; kept != "" {
+		if _, err := os.Stat(kept); err == nil {
+			return kept
+		}
+	}
+	return s.binaries[generation]
+}
+
+// keep copies what w runs to a place of ours, if it is not there already. The
+// copy is made in the background; until it is there the original has to do.
+func (s *supervisor) keep(w *worker) {
+	binary := s.binaries[w.generation]
+	if s.lastServed != 0 && s.lastServed != w.generation && s.restartable(s.lastServed) != binary {
+		s.older = s.restartable(s.lastServed)
+	}
+	s.lastServed = w.generation
+	builds := filepath.Join(absolute(s.opts.RunDir), "builds")
+	if _, err := os.Stat(binary); err == nil && filepath.Dir(filepath.Dir(binary)) == builds {
+		s.kept[w.generation] = binary
+		return
+	}
+	go func() {
+		kept, err := copyBuild(running(w.pid, binary), builds, w.generation)
+		s.do(func() {
+			if err != nil {
+				s.opts.Log.Warn("cannot keep a copy of the binary; should it crash, it is started from its path", "binary", binary, "err", err)
+				return
+			}
+			s.kept[w.generation] = kept
+		})
+	}()
+}
+
+func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }

@@ -1,0 +1,384 @@
+package cmd_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"orchestrator/app/control"
+)
+
+// verdict is what must hold after a crash, as docs/GUARANTEES.md has it.
+type verdict string
+
+const (
+	untouched  verdict = "old serves, untouched"   // no request fails, no state is lost
+	rolledBack verdict = "old serves, rewound"     // to its commit at the latest, and the outcome says so
+	completes  verdict = "new serves, all state"   // what the old one held is gone
+	restarts   verdict = "restarted, state lost"   // and that is said
+	stops      verdict = "all stop, run starts it" // the supervisor died
+	ends       verdict = "the program ends"        // it was told to
+)
+
+// crash is one case: side, when and what name a failpoint.
+type crash struct {
+	side, when, what, action string
+	want                     verdict
+}
+
+func (c crash) String() string {
+	return fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, c.action)
+}
+
+// waits tells whether the case ends with a deadline, and meanwhile leaves the
+// machine to others.
+func (c crash) waits() bool { return c.action == "hang" || c.action == "stop" }
+
+// crashes is the whole matrix. The steps of each side stand in their order.
+func crashes() (all []crash) {
+	add := func(side, when, what string, want verdict, actions ...string) {
+		for _, action := range actions {
+			all = append(all, crash{side, when, what, action, want})
+		}
+	}
+	dies := []string{"exit0", "exit1", "kill", "hang"}
+	withGarbage := append(slices.Clone(dies), "garbage")
+
+	// The candidate, before the commit: nothing happened.
+	for _, m := range []string{"hello", "prepared", "healthy"} {
+		add("candidate", "before", m, untouched, withGarbage...)
+	}
+	for _, m := range []string{"hello", "prepared"} {
+		add("candidate", "after", m, untouched, dies...)
+	}
+	for _, at := range []string{"restored", "initialized"} {
+		add("candidate", "at", at, untouched, dies...)
+	}
+	// After its last word before the commit it may die before or after it.
+	add("candidate", "after", "healthy", rolledBack, dies...)
+	add("candidate", "at", "resumed", rolledBack, dies...)
+	for _, m := range []string{"accepting", "conns", "well"} {
+		add("candidate", "before", m, rolledBack, withGarbage...)
+		add("candidate", "after", m, rolledBack, dies...)
+	}
+	add("candidate", "at", "reported", rolledBack, dies...)
+	add("candidate", "at", "proved", rolledBack, dies...)
+
+	// The old generation, before it has passed its states on: they are lost.
+	for _, at := range []string{"start", "prepare", "hold", "shutdown", "export", "restore"} {
+		add("old", "at", at, restarts, dies...)
+	}
+	add("old", "before", "welcome", restarts, dies...)
+	add("old", "after", "welcome", restarts, dies...)
+	add("old", "before", "states", restarts, dies...)
+	// What it says can be wrong without harm to itself.
+	add("old", "before", "welcome", untouched, "garbage")
+	add("old", "before", "states", untouched, "garbage")
+	// Afterwards the candidate has everything.
+	add("old", "after", "states", completes, dies...)
+	for _, m := range []string{"commit", "conns", "end", "ask", "final", "ready"} {
+		add("old", "before", m, completes, dies...)
+		add("old", "after", m, completes, dies...)
+	}
+	// An old generation that talks nonsense after the commit takes back what
+	// it gave, once the candidate has hung up.
+	for _, m := range []string{"commit", "conns", "end", "ask", "final"} {
+		add("old", "before", m, rolledBack, "garbage")
+	}
+	add("old", "before", "ready", completes, "garbage")
+
+	// A process that is stopped hangs in all its goroutines.
+	add("candidate", "at", "prepared", untouched, "stop")
+	add("candidate", "at", "initialized", untouched, "stop")
+	add("candidate", "at", "reported", rolledBack, "stop")
+	add("old", "at", "restore", restarts, "stop")
+	add("old", "after", "commit", completes, "stop")
+
+	// The supervisor.
+	for _, m := range []string{"upgrade", "known"} {
+		add("supervisor", "before", m, stops, dies...)
+		add("supervisor", "after", m, stops, dies...)
+	}
+	for _, on := range []string{"stage", "serving", "settled"} {
+		add("supervisor", "on", on, stops, dies...)
+	}
+
+	// SIGTERM at each step ends the program, whoever serves then.
+	for _, place := range []string{
+		"old.at.start", "old.at.prepare", "old.at.hold", "old.at.shutdown", "old.at.restore", "old.at.commit", "old.at.probation", "old.at.ready",
+		"candidate.before.hello", "candidate.at.prepared", "candidate.at.initialized", "candidate.at.resumed", "candidate.at.reported", "candidate.at.proved",
+	} {
+		part := strings.Split(place, ".")
+		add(part[0], part[1], part[2], ends, "term")
+	}
+	return all
+}
+
+// caseReporter lets one case of many fail.
+type caseReporter struct{ failure string }
+
+func (r *caseReporter) Fatalf(format string, args ...any) {
+	r.failure = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+// TestCrashMatrix makes every step of an upgrade fail in every way, on every
+// side. With CRASH_TABLE it prints the matrix.
+func TestCrashMatrix(t *testing.T) {
+	t.Parallel()
+	if _, err := pairOfBuilds(); err != nil {
+		t.Fatal(err)
+	}
+	all := crashes()
+	if only := os.Getenv("CRASH_ONLY"); only != "" {
+		all = slices.DeleteFunc(all, func(c crash) bool { return !strings.HasPrefix(c.String(), only) })
+	}
+	// Those that wait for a deadline go first, side by side.
+	slices.SortStableFunc(all, func(a, b crash) int {
+		hangs := func(c crash) int {
+			if c.waits() {
+				return 0
+			}
+			return 1
+		}
+		return hangs(a) - hangs(b)
+	})
+	type result struct {
+		failure string
+		took    time.Duration
+	}
+	results := make([]result, len(all))
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, 6*runtime.NumCPU())
+	var turn sync.Mutex // who wants several slots takes them in one go
+	for i, c := range all {
+		wait.Go(func() {
+			weight := 1
+			if !c.waits() {
+				weight = 3
+			}
+			turn.Lock()
+			for range weight {
+				slots <- struct{}{}
+			}
+			turn.Unlock()
+			began := time.Now()
+			failure := c.run()
+			results[i] = result{failure, time.Since(began)}
+			for range weight {
+				<-slots
+			}
+		})
+	}
+	wait.Wait()
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "side\tstep\taction\tafter it\tholds\tms")
+	for i, c := range all {
+		holds := "yes"
+		if f := results[i].failure; f != "" {
+			holds = "NO"
+			t.Errorf("%v: %s", c, f)
+		}
+		fmt.Fprintf(w, "%s\t%s %s\t%s\t%s\t%s\t%d\n", c.side, c.when, c.what, c.action, c.want, holds, results[i].took.Milliseconds())
+	}
+	w.Flush()
+	if os.Getenv("CRASH_TABLE") != "" {
+		fmt.Printf("%s%d cases\n", table.String(), len(all))
+	}
+}
+
+// run is one case. It returns what did not hold.
+func (c crash) run() (failure string) {
+	r := &caseReporter{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		dir, err := os.MkdirTemp("", "orch-crash")
+		if err != nil {
+			r.Fatalf("%v", err)
+		}
+		p, b := lightProject(r, dir)
+		defer os.RemoveAll(dir)
+		defer func() {
+			if r.failure != "" {
+				r.failure += "\nthe program printed:\n" + p.printed()
+			}
+		}()
+		defer p.cleanUp()
+		c.happen(p, b)
+	}()
+	<-done
+	return r.failure
+}
+
+func (c crash) happen(p *project, b pair) {
+	place := p.path("failpoint")
+	p.startWith("ORCHESTRATOR_FAILPOINT=" + place)
+	// A first good reload: what is normal is measured after it.
+	if o, err := p.upgrade(control.ReloadRequest{Binary: b.old, WaitProbation: true}); err != nil || o.Probation != control.ProbationPassed {
+		p.t.Fatalf("the first reload: %+v, %v", o, err)
+	}
+	p.wait("the first generation to go", func() bool { return len(p.processes()) == 2 })
+	before, err := p.peek()
+	p.check(err)
+	address := before.Listen[0]
+	fds := map[int]int{before.PID: open(before.PID), before.SupervisorPID: open(before.SupervisorPID)}
+	idle, err := net.Dial("tcp", address) // a connection to move
+	p.check(err)
+	defer idle.Close()
+
+	l := startLoad(address)
+	p.wait("some requests", func() bool { return l.old.Load() > 5 })
+	action := c.action
+	if action == "term" {
+		action = fmt.Sprintf("term=%d", before.SupervisorPID)
+	}
+	p.write("failpoint.new", fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, action))
+	p.check(os.Rename(p.path("failpoint.new"), place))
+	o, reloadErr := p.reloadOrHang(c, b)
+	p.wait("the failpoint to be reached", func() bool {
+		_, err := os.Stat(place)
+		return err != nil
+	})
+
+	if c.want == stops || c.want == ends {
+		c.checkEnd(p, l)
+		return
+	}
+	if reloadErr != nil {
+		p.t.Fatalf("reload: %v", reloadErr)
+	}
+	var after *control.Status
+	p.wait("one generation to serve", func() bool {
+		after, err = p.peek()
+		return err == nil && after.State == "serving" && len(p.processes()) == 2 && (after.LastReload == nil || after.LastReload.Probation != control.ProbationPending)
+	})
+	mark := l.old.Load() + l.new.Load()
+	p.wait("requests to be answered", func() bool { return l.old.Load()+l.new.Load() > mark+3 })
+	l.end()
+	c.checkOutcome(p, o, before, after)
+	c.checkState(p, l, address, after)
+
+	// The next reload works, and leaves what a good one leaves.
+	was, err := count(after.Listen[0])
+	p.check(err)
+	next, err := p.upgrade(control.ReloadRequest{Binary: b.old, WaitProbation: true})
+	if err != nil || next.Outcome != control.Reloaded || next.Probation != control.ProbationPassed {
+		p.t.Fatalf("the next reload: %+v, %v", next, err)
+	}
+	if is, err := count(after.Listen[0]); err != nil || is != was {
+		p.t.Fatalf("after the next reload the counter is %d, %v; want %d", is, err, was)
+	}
+	idle.Close()
+	var pids []int
+	p.wait("the processes to be as before", func() bool { pids = p.processes(); return len(pids) == 2 && zombies(p) == 0 })
+	last, err := p.peek()
+	p.check(err)
+	p.wait("the descriptors to be as before", func() bool {
+		p.peek() // makes the worker collect its garbage
+		return open(last.PID) <= fds[before.PID] && open(last.SupervisorPID) <= fds[before.SupervisorPID]
+	})
+}
+
+// reloadOrHang reloads to the second of the pair. With a supervisor that is to
+// hang it does not wait for the answer, but kills it once it has stopped
+// answering and seen the others serve on.
+func (p *project) reloadOrHang(c crash, b pair) (*control.Outcome, error) {
+	if c.side != "supervisor" || c.action != "hang" {
+		return p.upgrade(control.ReloadRequest{Binary: b.new, TimeoutMS: 30_000})
+	}
+	go p.upgrade(control.ReloadRequest{Binary: b.new})
+	p.wait("the supervisor to hang", func() bool {
+		_, err := os.Stat(p.path("failpoint"))
+		return err != nil
+	})
+	p.check(p.cmd.Process.Kill())
+	return nil, nil
+}
+
+// checkEnd is for those cases after which nothing is left.
+func (c crash) checkEnd(p *project, l *load) {
+	code := p.ended()
+	if c.want == ends && code != 0 {
+		p.t.Fatalf("run ended with %d after SIGTERM, want 0", code)
+	}
+	began := time.Now()
+	p.wait("every process to end", func() bool { return len(p.processes()) == 0 })
+	if took := time.Since(began); took > 20*time.Second {
+		p.t.Fatalf("that took %v", took)
+	}
+	l.end()
+	p.startWith()
+	if o, err := p.upgrade(control.ReloadRequest{Binary: p.path("bin/orchestrator"), WaitProbation: true}); err != nil || o.Outcome != control.Reloaded {
+		p.t.Fatalf("the next reload: %+v, %v", o, err)
+	}
+	p.check(p.cmd.Process.Signal(syscall.SIGTERM))
+	if code := p.ended(); code != 0 {
+		p.t.Fatalf("run ended with %d", code)
+	}
+}
+
+// checkOutcome looks for false successes.
+func (c crash) checkOutcome(p *project, o *control.Outcome, before, after *control.Status) {
+	last := after.LastReload.Outcome
+	fail := func(want string) {
+		p.t.Fatalf("the reload answered %+v, status has %+v, last crash %+v, generation %d after %d; want %s", *o, *after.LastReload, after.LastCrash, after.Generation, before.Generation, want)
+	}
+	switch c.want {
+	case untouched:
+		if after.PID != before.PID || o.Outcome != control.Rejected || last != control.Rejected || len(o.Lost) > 0 {
+			fail("rejected by the old process")
+		}
+	case rolledBack:
+		// A candidate that died before it was told to serve is just rejected;
+		// one that had said that it serves is rolled back afterwards.
+		early := c.side == "candidate" && c.when == "after" && c.what == "healthy"
+		answered := o.Outcome == control.RolledBack || o.Outcome == control.Reloaded && o.Probation == control.ProbationPending || early && o.Outcome == control.Rejected
+		if after.PID != before.PID || !answered || last != control.RolledBack && !(early && last == control.Rejected) {
+			fail("rolled back by the old process")
+		}
+	case completes:
+		if after.Generation != before.Generation+1 || o.Outcome != control.Reloaded || last != control.Reloaded || after.LastCrash != nil {
+			fail("the new process to serve")
+		}
+	case restarts:
+		if after.Generation <= before.Generation || o.Outcome != control.Failed || last != control.Failed || after.LastCrash == nil ||
+			!slices.Contains(after.LastCrash.Lost, "counter") || after.LastCrash.Serving != after.Generation {
+			fail("a restart that says what is lost")
+		}
+	}
+}
+
+// checkState compares the counter with what was answered. Requests that failed
+// may have been counted or not.
+func (c crash) checkState(p *project, l *load, address string, after *control.Status) {
+	if after.Listen[0] != address && c.want != restarts {
+		p.t.Fatalf("it listens on %s, want %s", after.Listen[0], address)
+	}
+	have, err := count(after.Listen[0])
+	p.check(err)
+	answered, failed := l.old.Load()+l.new.Load(), l.failed.Load()
+	switch c.want {
+	case untouched:
+		if have != answered || failed > 0 || l.new.Load() > 0 {
+			p.t.Fatalf("the counter is %d, answered %d (%d by the candidate), failed %d (%v); want all answered and counted by the old one", have, answered, l.new.Load(), failed, l.why.Load())
+		}
+	case rolledBack:
+		if have < l.old.Load() || have > answered+failed {
+			p.t.Fatalf("the counter is %d, the old generation answered %d, the new one %d, failed %d (%v); want nothing lost but what the new one answered", have, l.old.Load(), l.new.Load(), failed, l.why.Load())
+		}
+	case completes:
+		if have < answered || have > answered+failed {
+			p.t.Fatalf("the counter is %d, answered %d, failed %d (%v); want all that was answered", have, answered, failed, l.why.Load())
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package cmd_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"orchestrator/app/control"
+)
+
+// rejected fails the test unless o is a rejection that says why, and the
+// program serves as before.
+func (p *project) rejected(o *control.Outcome, err error, why string, before *control.Status) {
+	p.check(err)
+	if o.Outcome != control.Rejected || !strings.Contains(o.Error, why) {
+		p.t.Fatalf("reload = %+v, want rejected, with %q", *o, why)
+	}
+	after, err := p.peek()
+	p.check(err)
+	if after.PID != before.PID || after.State != "serving" {
+		p.t.Fatalf("process %d is %s, want %d, serving", after.PID, after.State, before.PID)
+	}
+}
+
+// nextReloadWorks also compares the counter before and after it.
+func (p *project) nextReloadWorks(binary string) {
+	s, err := p.peek()
+	p.check(err)
+	was, err := count(s.Listen[0])
+	p.check(err)
+	o, err := p.upgrade(control.ReloadRequest{Binary: binary, WaitProbation: true})
+	p.check(err)
+	if o.Outcome != control.Reloaded || o.Probation != control.ProbationPassed {
+		p.t.Fatalf("the next reload = %+v, want reloaded", *o)
+	}
+	if is, err := count(s.Listen[0]); err != nil || is != was {
+		p.t.Fatalf("after the next reload the counter is %d, %v; want %d", is, err, was)
+	}
+}
+
+// started is a light program that has counted to three.
+func started(t *testing.T) (*project, pair, *control.Status) {
+	t.Helper()
+	p, b := lightTest(t)
+	p.startWith()
+	s, err := p.peek()
+	p.check(err)
+	for range 3 {
+		_, _, err := increment(s.Listen[0])
+		p.check(err)
+	}
+	return p, b, s
+}
+
+func TestADeletedBinary(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.wait("a copy of the binary", func() bool {
+		kept, _ := filepath.Glob(p.path(".orchestrator/builds/*/orchestrator"))
+		return slices.ContainsFunc(kept, func(path string) bool { return !strings.Contains(path, "/keep-") })
+	})
+	p.check(os.Remove(p.path("bin/orchestrator")))
+	o, err := p.upgrade(control.ReloadRequest{})
+	p.rejected(o, err, "bin/orchestrator: no such file", before)
+
+	// A crash does not need the file either.
+	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+	p.wait("another generation to serve", func() bool {
+		s, err := p.peek()
+		return err == nil && s.State == "serving" && s.PID != before.PID
+	})
+	p.nextReloadWorks(b.old)
+}
+
+func TestADeletedConfiguration(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.check(os.Rename(p.path("config/main.yaml"), p.path("config/away")))
+	o, err := p.upgrade(control.ReloadRequest{})
+	p.rejected(o, err, "main.yaml: there is no such file", before)
+
+	// A crash now cannot be repaired, until the file is back.
+	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+	p.wait("a restart to fail", func() bool { return strings.Count(p.printed(), "main.yaml: there is no such file") > 2 })
+	p.check(os.Rename(p.path("config/away"), p.path("config/main.yaml")))
+	p.wait("another generation to serve", func() bool {
+		s, err := p.peek()
+		return err == nil && s.State == "serving" && s.PID != before.PID
+	})
+	p.nextReloadWorks(b.old)
+}
+
+// TestADeletedRunDir is what cleaners of temporary folders do. Clients find
+// nobody then; SIGHUP makes the folder anew.
+func TestADeletedRunDir(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.check(os.RemoveAll(p.path(".orchestrator")))
+	if n, err := count(before.Listen[0]); err != nil || n != 3 {
+		t.Fatalf("the counter is %d, %v; want 3", n, err)
+	}
+	if _, err := p.peek(); err == nil {
+		t.Fatal("status works without a control socket")
+	}
+	p.check(p.cmd.Process.Signal(syscall.SIGHUP))
+	p.wait("the reload", func() bool {
+		s, err := p.peek()
+		return err == nil && s.Generation > before.Generation && s.State == "serving" && s.LastReload.Probation == control.ProbationPassed
+	})
+	if _, errs, code := p.command("run"); code != 1 || !strings.Contains(errs, "already running here") {
+		t.Errorf("a second run: exit %d, %q; want 1, already running", code, errs)
+	}
+	p.nextReloadWorks(b.old)
+}
+
+func TestADeletedWorkingDirectory(t *testing.T) {
+	t.Parallel()
+	p, _ := lightTest(t)
+	logs := t.TempDir() // outlives the folder
+	p.log = filepath.Join(logs, "run.log")
+	p.startWith()
+	before, err := p.peek()
+	p.check(err)
+	p.check(os.RemoveAll(p.dir))
+	p.check(p.cmd.Process.Signal(syscall.SIGHUP))
+	p.wait("the refusal", func() bool {
+		return strings.Contains(p.printed(), "reload rejected in start") && strings.Contains(p.printed(), "no such file or directory")
+	})
+	if _, _, err := increment(before.Listen[0]); err != nil {
+		t.Errorf("the program does not serve on: %v", err)
+	}
+	p.check(p.cmd.Process.Signal(sigterm))
+	if code := p.ended(); code != 0 {
+		t.Errorf("run ended with %d, want 0", code)
+	}
+	p.wait("every process to end", func() bool { return len(p.processes()) == 0 })
+}
+
+// TestAStoppedOldGeneration stops the serving process, as a debugger would.
+func TestAStoppedOldGeneration(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.check(syscall.Kill(before.PID, syscall.SIGSTOP))
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.new, TimeoutMS: 500})
+	if err != nil || o.Outcome != control.Rejected || !strings.Contains(o.Error, "does not answer; is it stopped?") {
+		t.Fatalf("reload = %+v, %v; want rejected, and that it is stopped", o, err)
+	}
+	p.check(syscall.Kill(before.PID, syscall.SIGCONT))
+	p.wait("it to serve again", func() bool {
+		s, err := p.peek()
+		return err == nil && s.State == "serving" && s.PID == before.PID
+	})
+	p.nextReloadWorks(b.old)
+}
+
+// TestReloadsAtOnce asks for many reloads at the same moment: one runs, one
+// waits, and whoever is overtaken is told.
+func TestReloadsAtOnce(t *testing.T) {
+	t.Parallel()
+	p, b, _ := started(t)
+	var clients sync.WaitGroup
+	outcomes := make([]*control.Outcome, 8)
+	for i := range outcomes {
+		clients.Go(func() { outcomes[i], _ = p.upgrade(control.ReloadRequest{Binary: b.old}) })
+	}
+	clients.Wait()
+	counts := map[string]int{}
+	highest := 0
+	for _, o := range outcomes {
+		if o == nil {
+			t.Fatal("a reload was not answered")
+		}
+		counts[o.Outcome]++
+		highest = max(highest, o.Generation)
+	}
+	if counts[control.Reloaded] < 2 || counts[control.Reloaded]+counts[control.Superseded] != len(outcomes) {
+		t.Errorf("outcomes %v, want at least two reloaded and the others superseded", counts)
+	}
+	if s, err := p.peek(); err != nil || s.Generation != highest {
+		t.Errorf("generation %d serves, %v; want %d", s.Generation, err, highest)
+	}
+	p.nextReloadWorks(b.old)
+}

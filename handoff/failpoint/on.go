@@ -1,0 +1,53 @@
+//go:build failpoints && unix
+
+package failpoint
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
+
+// At fails if the file says so. Its result tells whether the message that is
+// about to be sent shall be replaced by garbage.
+//
+// The actions are exit0, exit1, kill, hang (this goroutine only), stop (the
+// whole process, until somebody continues it), garbage, and term=PID, which
+// tells another process to stop and goes on.
+func At(side, when, what string) (garbage bool) {
+	if file == "" {
+		return false
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	place, action, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	if place != side+"."+when+"."+what || os.Remove(file) != nil {
+		return false
+	}
+	switch name, argument, _ := strings.Cut(action, "="); name {
+	case "exit0":
+		os.Exit(0)
+	case "exit1":
+		os.Exit(1)
+	case "kill":
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	case "hang":
+		select {}
+	case "stop":
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	case "garbage":
+		return true
+	case "term":
+		pid, _ := strconv.Atoi(argument)
+		syscall.Kill(pid, syscall.SIGTERM)
+	default:
+		panic("failpoint: no action is called " + action)
+	}
+	return false
+}
