@@ -113,16 +113,27 @@ func (c *Config) Digest(name string) string {
 		}
 		h := sha256.New()
 		fmt.Fprintf(h, "%q %q\n", m.Path, m.Listen)
-		if m.Config.node != nil {
-			b, err := yaml.Marshal(m.Config.node)
-			if err != nil {
-				fmt.Fprintf(h, "%v", err)
-			}
-			h.Write(b)
-		}
+		left := maxVisits
+		identify(h, m.Config.node, &left)
 		return hex.EncodeToString(h.Sum(nil)[:8])
 	}
 	return ""
+}
+
+// identify writes what a node means, aliases resolved, to h: at most as many
+// values as can be decoded.
+func identify(h io.Writer, n *yaml.Node, left *int) {
+	for n != nil && n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n == nil || *left == 0 {
+		return
+	}
+	*left--
+	fmt.Fprintf(h, "%d %q %q %d\n", n.Kind, n.Tag, n.Value, len(n.Content))
+	for _, inner := range n.Content {
+		identify(h, inner, left)
+	}
 }
 
 // File is the path the configuration was read from.
@@ -136,6 +147,19 @@ func (c *Config) ErrorAt(key, format string, args ...any) error {
 		parent = parent[:max(0, strings.LastIndexAny(parent, ".["))]
 	}
 	return &Error{File: c.file, Line: p.line, Column: p.column, Key: key, Msg: fmt.Sprintf(format, args...)}
+}
+
+// ParseSection reads text as a module's own settings, for its tests. name
+// stands for the file in errors.
+func ParseSection(name, text string) (Section, error) {
+	var document yaml.Node
+	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
+		return Section{}, syntaxError(name, err)
+	}
+	if len(document.Content) == 0 {
+		return Section{}, nil
+	}
+	return Section{file: name, key: "config", node: document.Content[0]}, nil
 }
 
 // Decode stores the section in v, a pointer to a struct, as strictly as the
@@ -177,6 +201,11 @@ func parse(file string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config: read: %w", err)
 	}
+	return parseText(file, data)
+}
+
+// parseText is parse of what stands in file.
+func parseText(file string, data []byte) (*Config, error) {
 	cfg := defaults()
 	cfg.file = file
 	cfg.pos = map[string]position{}

@@ -16,7 +16,34 @@ type decoder struct {
 	file string
 	errs []error
 	pos  map[string]position // where each key's value stands, by dotted path
+
+	depth, visits int // aliases can make a small file deep, huge or endless
 }
+
+// Limits of what a file may look like with its aliases resolved.
+const (
+	maxDepth  = 100
+	maxVisits = 100_000
+)
+
+// enter counts a visit to n, which leave ends. It reports false when it is one
+// too many; that is an error of the file, told once.
+func (d *decoder) enter(n *yaml.Node, key string) bool {
+	d.depth++
+	d.visits++
+	if d.depth > maxDepth || d.visits > maxVisits {
+		if d.visits <= maxVisits {
+			d.fail(n, key, "nested more than %d deep; does an alias contain itself?", maxDepth)
+		} else if d.visits == maxVisits+1 {
+			d.fail(n, key, "more than %d values; do aliases repeat each other?", maxVisits)
+		}
+		d.visits = max(d.visits, maxVisits+1) // one such error is enough
+		return false
+	}
+	return true
+}
+
+func (d *decoder) leave() { d.depth-- }
 
 type position struct{ line, column int }
 
@@ -27,6 +54,10 @@ func (d *decoder) fail(n *yaml.Node, key, format string, args ...any) {
 // decode stores n in v, which is addressable. What n does not mention keeps
 // its value.
 func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) {
+	defer d.leave()
+	if !d.enter(n, key) {
+		return
+	}
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
@@ -107,6 +138,10 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, key string) {
 // pairs calls f for each key of a mapping, once; merged ("<<") mappings come
 // first, so that explicit keys win.
 func (d *decoder) pairs(n *yaml.Node, key string, f func(k, value *yaml.Node, path string)) {
+	defer d.leave()
+	if !d.enter(n, key) {
+		return
+	}
 	for n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}

@@ -85,23 +85,35 @@ func (l *link) receive(ctx context.Context) (m message, files []*os.File, err er
 var errGarbage = errors.New("the other side does not speak the protocol")
 
 // bound makes the link's operations end when ctx does, until the returned
-// function is called.
+// function is called. That waits for an interruption under way, which would
+// hit the next operation.
 func (l *link) bound(ctx context.Context) (release func()) {
 	deadline, _ := ctx.Deadline()
 	l.conn.SetDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
-	return func() { stop() }
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		l.conn.SetDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-interrupted
+		}
+	}
 }
 
 // cause prefers the reason a context ended to the timeout that shows it.
 func cause(ctx context.Context, err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if c := context.Cause(ctx); c != nil {
-			return c
-		}
-		return context.DeadlineExceeded
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
 	}
-	return err
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		<-ctx.Done() // at any moment: its timer is not the connection's
+	}
+	if c := context.Cause(ctx); c != nil {
+		return c
+	}
+	return context.DeadlineExceeded
 }
 
 // gone recognizes the end of the other process.

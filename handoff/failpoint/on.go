@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
@@ -41,6 +42,7 @@ func At(side, when, what string) (garbage bool) {
 		select {}
 	case "stop":
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(100 * time.Millisecond) // until the stop has reached every thread
 	case "garbage":
 		return true
 	case "term":

@@ -1,0 +1,194 @@
+package handoff
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMessagesAndFilesArrive(t *testing.T) {
+	old, candidate := pairOfLinks(t)
+	file, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	file.WriteString("content")
+	want := message{Type: typeStates, States: []StateInfo{{Module: "m", Version: 2, Size: 7}}}
+	if err := old.sendFile(soon(t), want, file); err != nil {
+		t.Fatal(err)
+	}
+	got, files, err := candidate.receive(soon(t))
+	if err != nil || len(files) != 1 || !reflect.DeepEqual(got, want) {
+		t.Fatalf("receive = %+v, %d files, %v; want %+v and a file", got, len(files), err, want)
+	}
+	defer files[0].Close()
+	content := make([]byte, 7)
+	if _, err := files[0].ReadAt(content, 0); err != nil || string(content) != "content" {
+		t.Errorf("the file has %q, %v", content, err)
+	}
+}
+
+// TestEveryOperationEndsWithItsContext has a peer that never reads or writes.
+func TestEveryOperationEndsWithItsContext(t *testing.T) {
+	why := errors.New("that took too long")
+	old, _ := pairOfLinks(t)
+	states, err := NewStates(1 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer states.Close()
+	huge := message{Type: typeWelcome, Welcome: &Welcome{Modules: []ModuleInfo{{Name: strings.Repeat("x", 3<<20)}}}}
+	for name, operation := range map[string]func(context.Context) error{
+		"receive":       func(ctx context.Context) error { _, _, err := old.receive(ctx); return err },
+		"send":          func(ctx context.Context) error { return old.send(ctx, huge) },
+		"receive conns": func(ctx context.Context) error { _, err := old.receiveConns(ctx, func([]net.Conn) {}); return err },
+	} {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 20*time.Millisecond, why)
+		if err := operation(ctx); !errors.Is(err, why) {
+			t.Errorf("%s = %v, want %v", name, err, why)
+		}
+		cancel()
+		ctx, stop := context.WithCancelCause(context.Background())
+		time.AfterFunc(10*time.Millisecond, func() { stop(why) })
+		if err := operation(ctx); !errors.Is(err, why) {
+			t.Errorf("%s, cancelled = %v, want %v", name, err, why)
+		}
+	}
+}
+
+func TestTheEndOfThePeerIsRecognized(t *testing.T) {
+	old, candidate := pairOfLinks(t)
+	candidate.conn.Write([]byte{0, 0, 0, 9, '{'})
+	candidate.conn.Close()
+	if _, _, err := old.receive(soon(t)); !gone(err) {
+		t.Errorf("receive of half a message = %v, want the end of the peer", err)
+	}
+	if err := old.send(soon(t), message{Type: typeEnd}); !gone(err) {
+		t.Errorf("send = %v, want the end of the peer", err)
+	}
+}
+
+// TestConnectionsMove moves more than one message can carry, and keeps what
+// was not acknowledged.
+func TestConnectionsMove(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var clients, conns []net.Conn
+	for range 300 {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients, conns = append(clients, c), append(conns, s)
+	}
+	old, candidate := pairOfLinks(t)
+	var got []net.Conn
+	done := make(chan error, 1)
+	go func() {
+		_, err := candidate.receiveConns(soon(t), func(batch []net.Conn) { got = append(got, batch...) })
+		done <- err
+	}()
+	left, err := old.sendConns(soon(t), conns)
+	if err == nil {
+		err = old.send(soon(t), message{Type: typeEnd})
+	}
+	if err != nil || len(left) != 0 {
+		t.Fatalf("sendConns = %d left, %v", len(left), err)
+	}
+	if err := <-done; err != nil || len(got) != len(conns) {
+		t.Fatalf("received %d of %d, %v", len(got), len(conns), err)
+	}
+	for i, c := range got {
+		c.Write([]byte("x"))
+		c.Close()
+		if b, err := io.ReadAll(clients[i]); err != nil || string(b) != "x" {
+			t.Fatalf("client %d reads %q, %v: is a descriptor still open here?", i, b, err)
+		}
+	}
+
+	// A peer that takes them and dies before it says so leaves them here.
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	candidate.conn.Close()
+	if left, err := old.sendConns(soon(t), []net.Conn{a}); err == nil || len(left) != 1 {
+		t.Errorf("sendConns to nobody = %d left, %v; want 1 and an error", len(left), err)
+	}
+}
+
+// FuzzLink receives anything. It must end with a message or an error, and
+// leave no descriptor open.
+func FuzzLink(f *testing.F) {
+	frame := func(m message) []byte {
+		body, _ := json.Marshal(m)
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	}
+	f.Add(frame(message{Type: typeHello, Protocol: 1, PID: 1, Hello: &Hello{Modules: []string{"a"}}}), true)
+	f.Add(frame(message{Type: typeStates, States: []StateInfo{{Module: "a", Offset: -1, Size: 1 << 62}}}), true)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff}, false)
+	f.Add([]byte{0, 0, 0, 2, '{'}, false)
+	f.Add([]byte("garbage, not a message"), false)
+	f.Fuzz(func(t *testing.T, data []byte, withFile bool) {
+		if len(data) > 64<<10 {
+			return // more than a socket holds
+		}
+		old, candidate := pairOfLinks(t)
+		var fds []int
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		if withFile {
+			fds = []int{int(null.Fd())}
+		}
+		if len(data) > 0 {
+			if _, err := old.write(data, fds); err != nil {
+				t.Fatal(err)
+			}
+		}
+		old.conn.Close()
+		m, files, err := candidate.receive(soon(t))
+		if err != nil && files != nil {
+			t.Error("files beside an error")
+		}
+		closeAll(files)
+		if err == nil {
+			if again, err := json.Marshal(m); err != nil || len(again) == 0 {
+				t.Errorf("a received message does not encode: %v", err)
+			}
+		}
+		// What follows in a conversation must refuse it as well.
+		old, candidate = pairOfLinks(t)
+		if len(data) > 0 {
+			old.write(data, fds)
+		}
+		old.conn.Close()
+		p := &Predecessor{link: candidate}
+		if states, err := p.Prepared(soon(t)); err == nil {
+			states.Close()
+			if !withFile {
+				t.Error("states without a file")
+			}
+		}
+	})
+}
