@@ -26,6 +26,7 @@ var rules = []struct{ from, not, why string }{
 	{"app/supervisor", "orchestrator/cmd/...", "arrows point down"},
 	{"app", "orchestrator/cmd/...", "arrows point down"},
 	{"app", "orchestrator/app/supervisor", "a worker knows the supervisor by the control protocol only"},
+	{"app/apptest", "orchestrator/app", "a module's test sees the contract, as the module does"},
 	{"modules", "orchestrator/app", "the contract must not depend on one implementation of it"},
 	{"modules", "orchestrator/handoff", "modules own no sockets"},
 	{"modules/hello", "orchestrator/app", "a module sees the contract, not the framework"},
@@ -43,6 +44,7 @@ var owners = map[string]string{
 	"github.com/fsnotify/fsnotify":    "orchestrator/app/watch",
 	"github.com/spf13/cobra":          "orchestrator/cmd",
 	"gopkg.in/yaml.v3":                "orchestrator/config",
+	"go.uber.org/goleak":              "orchestrator/app/apptest",
 	"go.etcd.io/bbolt":                "orchestrator/modules/kv",
 	"go.etcd.io/bbolt/errors":         "orchestrator/modules/kv",
 }

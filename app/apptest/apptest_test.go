@@ -1,0 +1,111 @@
+package apptest_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"orchestrator/app/apptest"
+	"orchestrator/modules"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type number struct{ N int }
+
+// good is a hostile module that behaves.
+func good() *apptest.Hostile { return &apptest.Hostile{Value: &number{}} }
+
+func use(m modules.Module) error {
+	if n, ok := m.(*apptest.Hostile).Value.(*number); ok {
+		n.N = 7
+	}
+	return nil
+}
+
+func TestAGoodModulePasses(t *testing.T) {
+	apptest.Run(t, apptest.Case{New: func() modules.Module { return good() }, Use: use, Golden: "testdata/number"})
+}
+
+// TestTheKitFinds breaks the contract in each way that the kit promises to see.
+func TestTheKitFinds(t *testing.T) {
+	for _, tt := range []struct {
+		name, want string
+		breakIt    func(h *apptest.Hostile) (release func())
+	}{
+		{"a Shutdown that fails", "Shutdown without Initialize, twice: Shutdown: hostile", func(h *apptest.Hostile) func() { h.OnShutdown = apptest.Fail; return nil }},
+		{"a Shutdown that panics", "Shutdown panicked: hostile", func(h *apptest.Hostile) func() { h.OnShutdown = apptest.Panic; return nil }},
+		{"a Shutdown that fails the second time", "Shutdown: hostile", func(h *apptest.Hostile) func() {
+			n := 0
+			h.OnShutdown = func(ctx context.Context) error {
+				if n++; n > 1 {
+					return apptest.Fail(ctx)
+				}
+				return nil
+			}
+			return nil
+		}},
+		{"a Shutdown that hangs", "Shutdown does not return", func(h *apptest.Hostile) (release func()) { h.OnShutdown, release = apptest.Hang(); return release }},
+		{"an Initialize that panics", "Initialize panicked: hostile", func(h *apptest.Hostile) func() { h.OnInitialize = apptest.Panic; return nil }},
+		{"an Initialize that leaks", "goroutines are left after Shutdown", func(h *apptest.Hostile) (release func()) {
+			h.OnInitialize, release = apptest.Leak()
+			return release
+		}},
+		{"an Initialize that overwrites the state", "Initialize must not change what State points to", func(h *apptest.Hostile) func() {
+			h.OnInitialize = func(context.Context) error { h.Value.(*number).N = 0; return nil }
+			return nil
+		}},
+		{"a Run that ignores its context", "Run does not return", func(h *apptest.Hostile) (release func()) { h.OnRun, release = apptest.Hang(); return release }},
+		{"a Run that fails", "Run: hostile", func(h *apptest.Hostile) func() { h.OnRun = apptest.Fail; return nil }},
+		{"an unwell module", "Healthy after Initialize: hostile", func(h *apptest.Hostile) func() { h.OnHealthy = apptest.Fail; return nil }},
+		{"a state that lies", "two exports after Shutdown differ", func(h *apptest.Hostile) func() { h.Value = &apptest.Liar{}; return nil }},
+		{"a state that panics on garbage", "panicked: runtime error: index out of range", func(h *apptest.Hostile) func() { h.Value = &steady{}; return nil }},
+		{"a Migrate that accepts anything", `version 0 of a state, "garbage", gave <nil>; want an error`, func(h *apptest.Hostile) func() {
+			h.Version, h.Migrate = 1, func(int, func(any) error) error { return nil }
+			return nil
+		}},
+		{"an unexported field", "an unexported field would be lost", func(h *apptest.Hostile) func() { h.Value = &struct{ n int }{}; return nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var releases []func()
+			errs := apptest.Verify(apptest.Case{HookTimeout: 20 * time.Millisecond, Use: use, New: func() modules.Module {
+				h := good()
+				if release := tt.breakIt(h); release != nil {
+					releases = append(releases, release)
+				}
+				return h
+			}})
+			for _, release := range releases {
+				release()
+			}
+			if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Verify = %v, want %q", err, tt.want)
+			}
+		})
+	}
+	t.Run("a golden state that does not load", func(t *testing.T) {
+		errs := apptest.Verify(apptest.Case{New: func() modules.Module { return good() }, Use: use, Golden: "testdata/broken"})
+		if len(errs) != 1 || !strings.Contains(errs[0].Error(), "testdata/broken/0.json: decode the state of version 0") {
+			t.Errorf("Verify = %v, want the file", errs)
+		}
+	})
+	t.Run("a stateful module without Use", func(t *testing.T) {
+		errs := apptest.Verify(apptest.Case{New: func() modules.Module { return good() }})
+		if len(errs) != 1 || !strings.Contains(errs[0].Error(), "Case.Use must change its state") {
+			t.Errorf("Verify = %v, want that Use is missing", errs)
+		}
+	})
+}
+
+// steady is a stream that does not count its exports.
+type steady struct{ apptest.Liar }
+
+func (s *steady) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write([]byte{byte(s.N)})
+	return int64(n), err
+}
