@@ -26,6 +26,14 @@ crash: ## make every step of a reload fail in every way, and print the table
 soak: ## reload 1,000 times under load, every second time to a bad candidate
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd | grep -v '^=== '
 
+bench: ## measure what a reload of a state of 1 GiB costs
+	$(GO) test -run XXX -bench . -benchtime 5x -timeout 30m ./cmd
+
+fuzz: ## look for inputs that break the decoders, ten minutes each
+	$(GO) test -run XXX -fuzz FuzzLink -fuzztime 10m ./handoff
+	$(GO) test -run XXX -fuzz FuzzStates -fuzztime 10m ./handoff
+	$(GO) test -run XXX -fuzz FuzzConfig -fuzztime 10m ./config
+
 lint: ## formatting, vet, staticcheck, tidy, and that the other platforms compile
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
@@ -40,4 +48,4 @@ check: lint test ## everything a commit must pass
 fmt: ## format the code
 	gofmt -w .
 
-.PHONY: help build run test crash soak lint check fmt
+.PHONY: help build run test crash soak bench fuzz lint check fmt

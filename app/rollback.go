@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -64,6 +65,10 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 	return r
 }
 
+// largeState is above which size a state is given up in memory before it is
+// read back from where it was exported.
+const largeState = 16 << 20
+
 // recover restores the state of in, from source if possible, and returns what
 // it came from; nil means from memory.
 func (g *generation) recover(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
@@ -74,11 +79,19 @@ func (g *generation) recover(set *moduleSet, in, before *instance, source, older
 		if _, ok := states.Version(in.name); !ok {
 			continue
 		}
+		if before.module != nil && states.Size(in.name) > largeState {
+			g.routes.fail(in.name, errors.New("it is being started again"))
+			before.module = nil // or it would be in memory twice
+			debug.FreeOSMemory()
+		}
 		err := set.restoreOne(states, in)
 		if err == nil {
 			return states, nil
 		}
 		g.log.Error("a state could not be restored", "module", in.name, "err", err)
+	}
+	if before.module == nil {
+		return nil, errors.New("what was exported cannot be read back")
 	}
 	return nil, carry(before, in)
 }

@@ -228,6 +228,11 @@ func (p *project) processes() (pids []int) {
 }
 
 func (p *project) cleanUp() {
+	defer func() {
+		if strings.Contains(p.printed(), "WARNING: DATA RACE") {
+			p.t.Fatalf("the program has a data race:\n%s", p.printed())
+		}
+	}()
 	if p.cmd != nil && !p.done {
 		p.cmd.Process.Signal(syscall.SIGTERM)
 		select {

@@ -206,13 +206,13 @@ func (i *instance) restore(version int, exported []byte) error {
 	})
 }
 
-// panicked marks a panic of the module.
-var panicked = errors.New("panicked")
+// errPanicked marks a panic of the module.
+var errPanicked = errors.New("panicked")
 
 func protect(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s %w: %v\n%s", what, panicked, p, debug.Stack())
+			err = fmt.Errorf("%s %w: %v\n%s", what, errPanicked, p, debug.Stack())
 		}
 	}()
 	return f()

@@ -52,7 +52,7 @@ func shutdownAfterCancelled(l *life) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	err := i.initialize(ctx)
-	if errors.Is(err, panicked) {
+	if errors.Is(err, errPanicked) {
 		return errors.Join(err, i.shutdown())
 	}
 	return errors.Join(i.shutdown(), i.shutdown())
@@ -66,7 +66,7 @@ func shutdownBesideAnother(l *life) error {
 		return errors.Join(err, first.shutdown())
 	}
 	err := second.initialize(context.Background())
-	if !errors.Is(err, panicked) {
+	if !errors.Is(err, errPanicked) {
 		err = nil
 	}
 	return errors.Join(err, second.shutdown(), second.shutdown(), first.healthy(), first.shutdown())
@@ -187,7 +187,7 @@ func garbage(l *life) error {
 		}
 		for _, input := range inputs {
 			err := l.fresh().restore(version, input)
-			if errors.Is(err, panicked) || err == nil && !streams {
+			if errors.Is(err, errPanicked) || err == nil && !streams {
 				errs = append(errs, fmt.Errorf("version %d of a state, %.40q, gave %v; want an error", version, input, err))
 			}
 		}
