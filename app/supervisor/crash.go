@@ -21,6 +21,10 @@ const (
 	// tooManyCrashes in a row let an older build be tried, if that is allowed.
 	tooManyCrashes = 3
 
+	// statusTime is how much later than the end of its link a worker's exit
+	// status may come.
+	statusTime = 100 * time.Millisecond
+
 	topicCrashed = "app.crashed"
 )
 
@@ -34,10 +38,15 @@ type crashes struct {
 // lost is called when the serving generation died and no other is there.
 func (s *supervisor) lost(w *worker) {
 	c := &control.Crash{Time: time.Now(), Generation: w.generation, Lost: []string{}}
-	if status, ok := s.reaper.status(w.pid); ok {
-		c.Error = describe(status)
-	} else {
-		c.Error = "it died"
+	c.Error = "it died"
+	for end := time.Now().Add(statusTime); ; time.Sleep(time.Millisecond) {
+		if status, ok := s.reaper.status(w.pid); ok {
+			c.Error = describe(status)
+			break
+		}
+		if time.Now().After(end) {
+			break
+		}
 	}
 	if w.serving != nil {
 		for _, m := range w.serving.Modules {
@@ -141,7 +150,8 @@ func (s *supervisor) restartable(generation int) string {
 // copy is made in the background; until it is there the original has to do.
 func (s *supervisor) keep(w *worker) {
 	binary := s.binaries[w.generation]
-	if s.lastServed != 0 && s.lastServed != w.generation && s.restartable(s.lastServed) != binary {
+	// A restart after a crash makes nothing older.
+	if s.lastServed != 0 && w.serving.Outcome != nil && s.lastServed != w.generation && s.restartable(s.lastServed) != binary {
 		s.older = s.restartable(s.lastServed)
 	}
 	s.lastServed = w.generation
