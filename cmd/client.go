@@ -163,7 +163,14 @@ func printStatus(w io.Writer, s *control.Status) {
 	fmt.Fprintf(w, "%s: %s, generation %d (process %d, build %s)\n", s.Name, s.State, s.Generation, s.PID, s.Build)
 	fmt.Fprintf(w, "supervisor %d, hot reload %s, listening on %s\n", s.SupervisorPID, mode, strings.Join(s.Listen, ", "))
 	for _, m := range s.Modules {
-		fmt.Fprintf(w, "  %-12s %s, unchanged since generation %d\n", m.Name, m.State, m.Generation)
+		fmt.Fprintf(w, "  %-12s %s, unchanged since generation %d", m.Name, m.State, m.Generation)
+		if m.Error != "" {
+			fmt.Fprintf(w, ": %s", m.Error)
+		}
+		fmt.Fprintln(w)
+	}
+	if c := s.LastCrash; c != nil {
+		fmt.Fprintf(w, "last crash: generation %d at %s: %s; state lost: %s\n", c.Generation, c.Time.Format(time.DateTime), c.Error, strings.Join(c.Lost, ", "))
 	}
 	if s.LastReload != nil {
 		fmt.Fprintln(w, "last reload:", supervisor.Describe(*s.LastReload))

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"orchestrator/app/control"
@@ -90,4 +91,32 @@ func TestARollbackThatFails(t *testing.T) {
 	if o, code := p.reload("--binary", binary, "--wait-probation"); code != 0 {
 		t.Errorf("the next reload: exit %d, %+v", code, o)
 	}
+}
+
+// TestASaveRepairsAProgramThatCannotStart takes the database away, lets the
+// program crash, and then saves code that needs none.
+func TestASaveRepairsAProgramThatCannotStart(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	good := p.read("modules/hello/hello.go")
+	p.write("modules/hello/hello.go", database)
+	p.startServing()
+	before := p.status()
+	p.write("down", "")
+	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+	p.wait("restarts to fail", func() bool { return strings.Count(p.printed(), "no database") > 1 })
+	p.write("modules/hello/hello.go", good)
+	p.wait("the saved code to serve", func() bool {
+		s, err := p.tryStatus()
+		return err == nil && s.State == "serving" && s.Generation > before.Generation
+	})
+	if got := p.get("/hello/"); got != "Hello, world" {
+		t.Errorf("GET /hello/ = %q, want what was saved", got)
+	}
+	out, _, _ := p.command("status")
+	if !strings.Contains(out, "state lost: hello, counter") {
+		t.Errorf("status does not tell of the crash:\n%s", out)
+	}
+	p.edit("modules/hello/hello.go", "Hello, world", "Hello, moon")
+	p.wait("the next save", func() bool { return p.get("/hello/") == "Hello, moon" })
 }

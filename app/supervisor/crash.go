@@ -31,8 +31,32 @@ const (
 // crashes is what is known of generations that died while they served.
 type crashes struct {
 	inARow int
+	timer  *time.Timer    // of the next start
 	last   *control.Crash // until a generation serves again Serving is 0
 	older  bool           // the next start is of an older build
+
+	instead string // a build that was made since, to be started in place of the one that crashed
+}
+
+// crashed tells whether a generation that served is gone and none serves yet.
+func (s *supervisor) crashed() bool {
+	return s.everyone && s.serving == nil && !s.stopping
+}
+
+// startInstead has what j built started in place of the build that crashed:
+// in development the next save may be what repairs it.
+func (s *supervisor) startInstead(j *job) {
+	s.say("nothing serves since the crash: starting what was saved since then")
+	s.current = source{binary: j.binary, snap: j.snap, built: true}
+	s.crash.instead, s.crash.inARow = j.binary, 0
+	if s.first.pid != 0 { // the crashed build, about to try again
+		kill(s.first.pid)
+		return
+	}
+	if s.crash.timer != nil {
+		s.crash.timer.Stop()
+	}
+	s.checkAlive()
 }
 
 // lost is called when the serving generation died and no other is there.
@@ -92,13 +116,15 @@ func (s *supervisor) checkAlive() {
 	}
 	s.crash.inARow++
 	binary := s.restartable(s.lastServed)
-	if s.crash.older && s.crash.inARow > tooManyCrashes && s.older != "" {
+	if s.crash.instead != "" {
+		binary = s.crash.instead
+	} else if s.crash.older && s.crash.inARow > tooManyCrashes && s.older != "" {
 		binary = s.older
 		s.say("the build has crashed %d times in a row; trying the one before it (restart_older_build)", s.crash.inARow-1)
 	}
 	c := s.crash.last
 	s.say("generation %d is gone (%s), and with it the state in memory of %v; starting it again in %v", c.Generation, c.Error, c.Lost, wait)
-	time.AfterFunc(wait, func() {
+	s.crash.timer = time.AfterFunc(wait, func() {
 		s.do(func() {
 			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
 				return
@@ -113,6 +139,9 @@ func (s *supervisor) checkAlive() {
 
 // restarted is called when a generation serves in the place of one that crashed.
 func (s *supervisor) restarted(w *worker) {
+	if s.binaries[w.generation] == s.crash.instead {
+		s.crash.instead = ""
+	}
 	c := s.crash.last
 	if c == nil || c.Serving != 0 {
 		return

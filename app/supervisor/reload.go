@@ -129,7 +129,7 @@ func (s *supervisor) look() {
 			s.refused = nil
 			return
 		}
-		if s.refused != nil && snap.Equal(s.refused) || s.serving == nil {
+		if s.refused != nil && snap.Equal(s.refused) || s.serving == nil && !s.crashed() {
 			return
 		}
 		s.start(&job{})

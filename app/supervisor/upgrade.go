@@ -29,6 +29,9 @@ func (s *supervisor) upgrade() {
 	w := s.serving
 	if w == nil { // until a generation serves
 		s.job = nil
+		if s.crashed() && j.snap != nil {
+			s.startInstead(j)
+		}
 		for _, r := range j.requests {
 			s.wait(r)
 		}
