@@ -70,6 +70,7 @@ const lightConfig = `app:
   hot_reload: false
   listen: 127.0.0.1:0
   drain: 500ms
+  max_pause: 250ms
   probation: 300ms
   hook_timeout: 2s
 modules:
