@@ -188,6 +188,8 @@ func (g *generation) load() (*moduleSet, error) {
 	if err != nil {
 		return nil, err
 	}
+	set.started = g.routes.started
+	g.routes.begin()
 	g.server = serve.New(g.routes, g.log)
 	return set, nil
 }

@@ -26,6 +26,7 @@ func setOf(hostile map[string]*apptest.Hostile, order ...string) *moduleSet {
 		maxState: 1 << 20,
 		limits:   map[string]int64{},
 		progress: func(string, string) {},
+		started:  func(string, modules.Module) {},
 	}
 	for _, name := range order {
 		s.limits[name] = 1 << 10

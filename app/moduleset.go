@@ -45,6 +45,9 @@ type moduleSet struct {
 
 	// progress is told before each hook which stage of which module comes.
 	progress func(stage, module string)
+
+	// started is told of each module whose Initialize has succeeded.
+	started func(name string, m modules.Module)
 }
 
 // fault is an error of a hook.
@@ -60,6 +63,7 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		maxState: int64(cfg.App.MaxState),
 		limits:   map[string]int64{},
 		progress: func(string, string) {},
+		started:  func(string, modules.Module) {},
 	}
 	for i, m := range cfg.Modules {
 		s.limits[m.Name] = int64(cmp.Or(m.MaxState, cfg.App.MaxState))
@@ -203,6 +207,7 @@ func (s *moduleSet) start(ctx context.Context, in *instance) error {
 	if err != nil {
 		return fault(handoff.StageInitialize, in.name, err)
 	}
+	s.started(in.name, in.module)
 	return nil
 }
 

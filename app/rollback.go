@@ -33,6 +33,8 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 		g.log.Error("cannot make the modules again", "err", err)
 		os.Exit(exitFailed)
 	}
+	set.started = g.routes.started
+	g.routes.begin()
 	needed := false
 	for _, in := range set.list {
 		before := g.set.find(in.name)
@@ -80,8 +82,8 @@ func (g *generation) recover(set *moduleSet, in, before *instance, source, older
 			continue
 		}
 		if before.module != nil && states.Size(in.name) > largeState {
-			g.routes.fail(in.name, errors.New("it is being started again"))
-			before.module = nil // or it would be in memory twice
+			g.routes.fail(in.name, errors.New("it is being started again")) // forgets it
+			before.module = nil                                             // or it would be in memory twice
 			debug.FreeOSMemory()
 		}
 		err := set.restoreOne(states, in)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +19,25 @@ import (
 // routes hands requests to modules by the longest matching path.
 type routes struct {
 	table atomic.Pointer[table]
+
+	// starting is what runs already of a set that does not serve yet, nil
+	// otherwise: its modules may call each other.
+	starting atomic.Pointer[map[string]http.Handler]
+}
+
+// begin forgets what ran before: a set is about to start.
+func (r *routes) begin() { r.starting.Store(&map[string]http.Handler{}) }
+
+// started lets those that start later call the module.
+func (r *routes) started(name string, m modules.Module) {
+	running := r.starting.Load()
+	h, ok := m.(http.Handler)
+	if running == nil || !ok {
+		return
+	}
+	more := maps.Clone(*running)
+	more[name] = h
+	r.starting.Store(&more)
 }
 
 type table struct {
@@ -42,6 +62,7 @@ func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 	}
 	slices.SortStableFunc(t.list, func(a, b route) int { return len(b.path) - len(a.path) })
 	r.table.Store(t)
+	r.starting.Store(nil)
 }
 
 // fail lets a module that could not be started again answer 503.
@@ -127,17 +148,28 @@ func (t *table) serveIndex(w http.ResponseWriter) {
 
 // call is a request from one module to another, within the process.
 func (r *routes) call(module string, req *http.Request) (*http.Response, error) {
-	t := r.table.Load()
-	if t != nil {
+	h := r.callable(module)
+	if h == nil {
+		return nil, fmt.Errorf("call %s: %w", module, modules.ErrNotRunning)
+	}
+	w := &recorder{header: http.Header{}, status: http.StatusOK}
+	h.ServeHTTP(w, req)
+	return w.response(req), nil
+}
+
+// callable is the handler of a module, nil if it does not run.
+func (r *routes) callable(module string) http.Handler {
+	if running := r.starting.Load(); running != nil {
+		return (*running)[module]
+	}
+	if t := r.table.Load(); t != nil {
 		for _, x := range t.list {
 			if x.module == module {
-				w := &recorder{header: http.Header{}, status: http.StatusOK}
-				x.handler.ServeHTTP(w, req)
-				return w.response(req), nil
+				return x.handler
 			}
 		}
 	}
-	return nil, fmt.Errorf("call %s: %w", module, modules.ErrNotRunning)
+	return nil
 }
 
 // recorder keeps an answer in memory.

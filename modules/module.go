@@ -126,9 +126,8 @@ var ErrNotRunning = errors.New("module is not running")
 // Call hands r to the HTTP handler of another module and returns the whole
 // answer. The path is that which the other module sees, without its prefix.
 // It is a plain function call within the process, so it works during a reload
-// too, when a request over the network would wait for itself. Until the
-// generation serves, so in Initialize, it is [ErrNotRunning]; name the module
-// in DependsOn if Shutdown calls it.
+// too, when a request over the network would wait for itself. Name the module
+// in DependsOn if Initialize or Shutdown calls it: it runs then.
 func (c Config) Call(module string, r *http.Request) (*http.Response, error) {
 	if c.call == nil {
 		return nil, fmt.Errorf("modules: call %s: %w", module, ErrNotRunning)

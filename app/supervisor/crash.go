@@ -122,8 +122,11 @@ func (s *supervisor) checkAlive() {
 		binary = s.older
 		s.say("the build has crashed %d times in a row; trying the one before it (restart_older_build)", s.crash.inARow-1)
 	}
-	c := s.crash.last
-	s.say("generation %d is gone (%s), and with it the state in memory of %v; starting it again in %v", c.Generation, c.Error, c.Lost, wait)
+	c, when := s.crash.last, " at once"
+	if wait > 0 {
+		when = fmt.Sprintf(" in %v", wait)
+	}
+	s.say("generation %d is gone (%s), and with it the state in memory of %v; starting it again%s", c.Generation, c.Error, c.Lost, when)
 	s.crash.timer = time.AfterFunc(wait, func() {
 		s.do(func() {
 			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
