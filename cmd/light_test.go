@@ -85,22 +85,31 @@ func lightProject(t reporter, dir string) (*project, pair) {
 	p := &project{t: t, dir: dir, log: filepath.Join(dir, "run.log")}
 	b, err := pairOfBuilds()
 	p.check(err)
-	p.write("config/main.yaml", strings.Replace(lightConfig, "127.0.0.1:0", freeAddress(), 1))
+	p.write("config/main.yaml", strings.Replace(lightConfig, "127.0.0.1:0", p.reserveAddress(), 1))
 	p.check(os.MkdirAll(p.path("bin"), 0o755))
 	p.check(os.Link(b.old, p.path("bin/orchestrator")))
 	return p, b
 }
 
-// freeAddress is one that stays the same when a program is started again. It
-// is outside the range from which the system itself chooses.
-func freeAddress() string {
+// reserveAddress is one that stays the same when a program is started again.
+// It is outside the range from which the system itself chooses, and for as long
+// as the project lives its UDP port keeps other tests, also of other
+// processes, from choosing it.
+func (p *project) reserveAddress() string {
 	for {
 		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
-		ln, err := net.Listen("tcp", address)
-		if err == nil {
-			ln.Close()
-			return address
+		reserved, err := net.ListenPacket("udp", address)
+		if err != nil {
+			continue
 		}
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			reserved.Close()
+			continue
+		}
+		ln.Close()
+		p.reserved = reserved
+		return address
 	}
 }
 

@@ -40,6 +40,8 @@ type project struct {
 	log  string
 	exit chan error
 	done bool
+
+	reserved io.Closer // keeps other tests off its address
 }
 
 // environ has one build cache for all copies. Appending to it copies it.
@@ -228,6 +230,9 @@ func (p *project) processes() (pids []int) {
 }
 
 func (p *project) cleanUp() {
+	if p.reserved != nil {
+		defer p.reserved.Close()
+	}
 	defer func() {
 		if strings.Contains(p.printed(), "WARNING: DATA RACE") {
 			p.t.Fatalf("the program has a data race:\n%s", p.printed())
