@@ -222,6 +222,9 @@ func (c crash) run() (failure string) {
 
 func (c crash) happen(p *project, b pair) {
 	place := p.path("failpoint")
+	if c.waits() { // for this deadline
+		p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 2s")
+	}
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + place)
 	// A first good reload: what is normal is measured after it.
 	if o, err := p.upgrade(control.ReloadRequest{Binary: b.old, WaitProbation: true}); err != nil || o.Probation != control.ProbationPassed {

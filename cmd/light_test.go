@@ -72,7 +72,7 @@ const lightConfig = `app:
   drain: 500ms
   max_pause: 250ms
   probation: 300ms
-  hook_timeout: 2s
+  hook_timeout: 15s
 modules:
   - name: counter
   - name: kv

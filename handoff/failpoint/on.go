@@ -4,10 +4,10 @@ package failpoint
 
 import (
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
@@ -41,8 +41,10 @@ func At(side, when, what string) (garbage bool) {
 	case "hang":
 		select {}
 	case "stop":
+		continued := make(chan os.Signal, 1)
+		signal.Notify(continued, syscall.SIGCONT)
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		time.Sleep(100 * time.Millisecond) // until the stop has reached every thread
+		<-continued // the stop reaches this thread at some moment
 	case "garbage":
 		return true
 	case "term":
