@@ -21,10 +21,10 @@ test: ## run all tests
 	$(GO) test $(RACE) -shuffle=on -timeout 15m ./...
 
 crash: ## make every step of a reload fail in every way, and print the table
-	CRASH_TABLE=1 $(GO) test $(RACE) -count=1 -timeout 30m -run TestCrashMatrix -v ./cmd | grep -v '^=== '
+	CRASH_TABLE=1 $(GO) test $(RACE) -count=1 -timeout 30m -run TestCrashMatrix -v ./cmd
 
 soak: ## reload 1,000 times under load, every second time to a bad candidate
-	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd | grep -v '^=== '
+	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd
 
 bench: ## measure what a reload of a state of 1 GiB costs
 	$(GO) test -run XXX -bench . -benchtime 5x -timeout 30m ./cmd
