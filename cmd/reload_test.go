@@ -154,7 +154,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	type resources struct{ workerFiles, supervisorFiles, goroutines, processes int }
 	measure := func() resources {
 		s := p.status()
-		return resources{files(s.PID), files(s.SupervisorPID), s.Goroutines, len(p.processes())}
+		return resources{open(s.PID), open(s.SupervisorPID), s.Goroutines, len(p.processes())}
 	}
 	settle := func(want *resources) (r resources) { // a connection may be closing still
 		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -180,11 +180,6 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	if left, _ := filepath.Glob(p.path(".orchestrator/handoff-*")); len(left) > 0 {
 		t.Errorf("handoff sockets were left: %v", left)
 	}
-}
-
-func files(pid int) int {
-	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	return len(entries)
 }
 
 func TestTenSavesWithinASecond(t *testing.T) {
