@@ -42,11 +42,15 @@ func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *i
 	if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
 		return err
 	}
-	return states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
+	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
 		out := &gate{w: w}
 		defer out.close() // an encoder that is left behind writes nowhere
 		return s.call(ctx, "the export of its state", func(context.Context) error { return state.Export(out) })
 	})
+	if errors.Is(err, handoff.ErrTooLarge) {
+		return fmt.Errorf("%w; raise its max_state, or app.max_state, and restart run", err)
+	}
+	return err
 }
 
 // gate passes writes on until it is closed.

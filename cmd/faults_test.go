@@ -1,7 +1,9 @@
 package cmd_test
 
 import (
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,6 +41,14 @@ func (p *project) nextReloadWorks(binary string) {
 	}
 	if is, err := count(s.Listen[0]); err != nil || is != was {
 		p.t.Fatalf("after the next reload the counter is %d, %v; want %d", is, err, was)
+	}
+}
+
+// reloads once, with success.
+func (p *project) reloads(binary string) {
+	o, err := p.upgrade(control.ReloadRequest{Binary: binary, TimeoutMS: 60_000, WaitProbation: true})
+	if err != nil || o.Outcome != control.Reloaded || o.Probation != control.ProbationPassed {
+		p.t.Fatalf("reload = %+v, %v; want reloaded", o, err)
 	}
 }
 
@@ -184,4 +194,82 @@ func TestReloadsAtOnce(t *testing.T) {
 		t.Errorf("generation %d serves, %v; want %d", s.Generation, err, highest)
 	}
 	p.nextReloadWorks(b.old)
+}
+
+// TestAFullDiskEverywhereElse: neither what the program prints nor what its
+// modules keep has any room.
+func TestAFullDiskEverywhereElse(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to mount")
+	}
+	p, b := lightTest(t)
+	p.check(os.Mkdir(p.path("disk"), 0o755))
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", p.path("disk")).CombinedOutput(); err != nil {
+		t.Skipf("cannot mount here: %v %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("umount", "--lazy", p.path("disk")).Run() })
+	p.edit("config/main.yaml", "path: kv.db", "path: disk/kv.db")
+	log := p.log
+	p.log = "/dev/full"
+	p.startWith()
+	p.log = log
+	s, err := p.peek()
+	p.check(err)
+	p.check(os.WriteFile(p.path("disk/filler"), make([]byte, 1<<10), 0o644))
+	for err == nil {
+		var f *os.File
+		f, err = os.OpenFile(p.path("disk/filler"), os.O_APPEND|os.O_WRONLY, 0)
+		p.check(err)
+		_, err = f.Write(make([]byte, 1<<12))
+		f.Close()
+	}
+	status, body, err := do(http.MethodPut, "http://"+s.Listen[0]+"/kv/key", strings.Repeat("x", 200<<10))
+	if err != nil || status < 500 {
+		t.Errorf("PUT on a full disk = %d %q, %v; want an error of the server", status, body, err)
+	}
+	if _, _, err := increment(s.Listen[0]); err != nil {
+		t.Errorf("the others do not serve: %v", err)
+	}
+	p.nextReloadWorks(b.old)
+	p.check(os.Remove(p.path("disk/filler")))
+	if status, body, err := do(http.MethodPut, "http://"+s.Listen[0]+"/kv/key", "value"); err != nil || status >= 300 {
+		t.Errorf("PUT with room again = %d %q, %v", status, body, err)
+	}
+}
+
+// TestAStateBeyondItsLimit is refused, for one module or for all of them
+// together, and the reload with it.
+func TestAStateBeyondItsLimit(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ name, old, new, want string }{
+		{"module", "  - name: counter\n", "  - name: counter\n    max_state: 3B\n", "more than 3 bytes"},
+		{"all", "  max_pause", "  max_state: 3B\n  max_pause", "more than 3 bytes"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p, b := lightTest(t)
+			p.edit("config/main.yaml", c.old, c.new)
+			p.startWith()
+			before, err := p.peek()
+			p.check(err)
+			_, _, err = increment(before.Listen[0])
+			p.check(err)
+			o, err := p.upgrade(control.ReloadRequest{Binary: b.old})
+			p.rejected(o, err, c.want, before)
+			if o.FailedModule != "counter" || o.Stage != "export" {
+				t.Errorf("stage %q of module %q is blamed, want export of counter", o.Stage, o.FailedModule)
+			}
+			if n, err := count(before.Listen[0]); err != nil || n != 1 {
+				t.Errorf("the counter is %d, %v; want 1", n, err)
+			}
+			p.edit("config/main.yaml", c.new, c.old) // a limit counts in the process that has it
+			p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+			p.wait("another generation to serve", func() bool {
+				s, err := p.peek()
+				return err == nil && s.State == "serving" && s.PID != before.PID
+			})
+			p.nextReloadWorks(b.old)
+		})
+	}
 }

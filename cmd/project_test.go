@@ -211,6 +211,9 @@ func (p *project) ended() int {
 }
 
 func (p *project) printed() string {
+	if p.log == "/dev/full" { // endless when read
+		return ""
+	}
 	data, _ := os.ReadFile(p.log)
 	return string(data)
 }
