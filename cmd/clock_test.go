@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +16,9 @@ import (
 // every 30 ms: hours and months ahead and back, as it does when a machine wakes
 // up or finds its time server. The monotonic clock is left alone.
 func buildJumping(p *project, out string) {
-	source := filepath.Join(runtime.GOROOT(), "src/time/time.go")
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	p.check(err)
+	source := filepath.Join(strings.TrimSpace(string(root)), "src/time/time.go")
 	text, err := os.ReadFile(source)
 	p.check(err)
 	const read = "sec, nsec, mono := runtimeNow()\n"
