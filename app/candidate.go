@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"time"
 
@@ -174,7 +173,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		limit, cancel := context.WithTimeout(ctx, g.cfg.App.HookTimeout)
 		defer cancel()
 		var err error
-		moved, err = t.p.Accepting(limit, func(conns []net.Conn) { g.server.Adopt(conns) })
+		moved, err = t.p.Accepting(limit, func(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) })
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
 			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
@@ -294,12 +293,12 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	if states != nil {
 		wait, cancel := context.WithTimeout(context.Background(), g.stopLimit())
 		defer cancel()
-		left, err := t.p.Return(wait, why, states, g.server.Detached())
+		left, err := t.p.Return(wait, why, states, outgoing(g.server.Detached()))
 		if err == nil {
 			states.Close()
 			return true
 		}
-		g.server.Adopt(left)
+		g.server.Adopt(incoming(left))
 		g.log.Error("could not hand back, going on", "err", err)
 	}
 	g.restart(states, nil)

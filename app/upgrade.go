@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"orchestrator/app/control"
@@ -227,9 +226,9 @@ func (a *attempt) commit() error {
 		Probation: probation > 0,
 	})
 	if err == nil {
-		var left []net.Conn
-		left, err = a.candidate.Move(ctx, g.server.Detached())
-		g.server.Adopt(left)
+		var left []handoff.Conn
+		left, err = a.candidate.Move(ctx, outgoing(g.server.Detached()))
+		g.server.Adopt(incoming(left))
 	}
 	if err == nil && probation > 0 {
 		err = a.standBy(probation)
@@ -273,7 +272,7 @@ func (a *attempt) takeBack(back *handoff.Returned) error {
 	a.rollBack(back.States)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
-	if _, err := a.candidate.TakeBack(ctx, g.server.Adopt); err != nil {
+	if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }); err != nil {
 		g.log.Warn("not every connection came back", "err", err)
 	}
 	a.await()

@@ -256,7 +256,7 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 
 // Move passes connections. Those that the candidate has acknowledged are
 // closed here; an error leaves the others with the caller.
-func (c *Candidate) Move(ctx context.Context, conns []net.Conn) (left []net.Conn, err error) {
+func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err error) {
 	if left, err = c.link.sendConns(ctx, conns); err == nil {
 		err = c.link.send(ctx, message{Type: typeEnd})
 	}
@@ -325,7 +325,7 @@ func (c *Candidate) ask(ctx context.Context, patience time.Duration) error {
 
 // TakeBack tells a candidate that has returned everything that this
 // generation serves again, and takes its connections.
-func (c *Candidate) TakeBack(ctx context.Context, adopt func([]net.Conn)) (n int, err error) {
+func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, err error) {
 	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
 		return 0, err
 	}

@@ -136,9 +136,9 @@ func (l *link) sendFile(ctx context.Context, m message, file *os.File) error {
 
 // sendConns passes connections in batches. Those that the other side has
 // acknowledged are closed here; an error leaves the others with the caller.
-func (l *link) sendConns(ctx context.Context, conns []net.Conn) (left []net.Conn, err error) {
+func (l *link) sendConns(ctx context.Context, conns []Conn) (left []Conn, err error) {
 	for len(conns) > 0 {
-		batch := conns[:min(len(conns), maxFiles)]
+		batch := conns[:batchOf(conns)]
 		if err := l.sendBatch(ctx, batch); err != nil {
 			return conns, err
 		}
@@ -158,11 +158,24 @@ func (l *link) sendConns(ctx context.Context, conns []net.Conn) (left []net.Conn
 	return nil, nil
 }
 
+// batchOf is how many of conns fit into one message: at least one.
+func batchOf(conns []Conn) int {
+	size := 0
+	for n, c := range conns[:min(len(conns), maxFiles)] {
+		if size += c.size(); size > maxFrame/2 && n > 0 {
+			return n
+		}
+	}
+	return min(len(conns), maxFiles)
+}
+
 // sendBatch sends one batch of connections, which stay open here.
-func (l *link) sendBatch(ctx context.Context, conns []net.Conn) error {
+func (l *link) sendBatch(ctx context.Context, conns []Conn) error {
 	fds := make([]int, 0, len(conns))
+	infos := make([]ConnInfo, 0, len(conns))
 	for _, c := range conns {
-		raw, err := c.(syscall.Conn).SyscallConn()
+		infos = append(infos, c.ConnInfo)
+		raw, err := c.Conn.(syscall.Conn).SyscallConn()
 		if err != nil {
 			return err
 		}
@@ -170,12 +183,12 @@ func (l *link) sendBatch(ctx context.Context, conns []net.Conn) error {
 			return err
 		}
 	}
-	return l.send(ctx, message{Type: typeConns, Conns: len(fds)}, fds...)
+	return l.send(ctx, message{Type: typeConns, Conns: len(fds), ConnInfos: infos}, fds...)
 }
 
 // receiveConns gives each batch of connections to adopt, which takes
 // responsibility for them, until the other side says end.
-func (l *link) receiveConns(ctx context.Context, adopt func([]net.Conn)) (n int, err error) {
+func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err error) {
 	for {
 		m, files, err := l.receive(ctx)
 		if err != nil {
@@ -186,10 +199,14 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]net.Conn)) (n int,
 			closeAll(files)
 			return n, nil
 		case typeConns:
-			conns := make([]net.Conn, 0, len(files))
-			for _, f := range files {
+			if len(m.ConnInfos) != len(files) {
+				closeAll(files)
+				return n, fmt.Errorf("handoff: %d connections came with %d descriptions: %w", len(files), len(m.ConnInfos), errGarbage)
+			}
+			conns := make([]Conn, 0, len(files))
+			for i, f := range files {
 				if c, err := net.FileConn(f); err == nil {
-					conns = append(conns, c)
+					conns = append(conns, Conn{c, m.ConnInfos[i]})
 				}
 				f.Close()
 			}

@@ -1,10 +1,12 @@
 package handoff
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -50,7 +52,7 @@ func TestEveryOperationEndsWithItsContext(t *testing.T) {
 	for name, operation := range map[string]func(context.Context) error{
 		"receive":       func(ctx context.Context) error { _, _, err := old.receive(ctx); return err },
 		"send":          func(ctx context.Context) error { return old.send(ctx, huge) },
-		"receive conns": func(ctx context.Context) error { _, err := old.receiveConns(ctx, func([]net.Conn) {}); return err },
+		"receive conns": func(ctx context.Context) error { _, err := old.receiveConns(ctx, func([]Conn) {}); return err },
 	} {
 		ctx, cancel := context.WithTimeoutCause(context.Background(), 20*time.Millisecond, why)
 		if err := operation(ctx); !errors.Is(err, why) {
@@ -85,7 +87,8 @@ func TestConnectionsMove(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	var clients, conns []net.Conn
+	var clients []net.Conn
+	var conns []Conn
 	for range 300 {
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
@@ -96,13 +99,17 @@ func TestConnectionsMove(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		clients, conns = append(clients, c), append(conns, s)
+		clients = append(clients, c)
+		conns = append(conns, Conn{s, ConnInfo{Owner: "o", Unread: []byte(fmt.Sprint("unread ", len(conns)))}})
+		if len(conns) < 8 { // not all of these fit into one message
+			conns[len(conns)-1].Kept = bytes.Repeat([]byte("k"), 1<<20)
+		}
 	}
 	old, candidate := pairOfLinks(t)
-	var got []net.Conn
+	var got []Conn
 	done := make(chan error, 1)
 	go func() {
-		_, err := candidate.receiveConns(soon(t), func(batch []net.Conn) { got = append(got, batch...) })
+		_, err := candidate.receiveConns(soon(t), func(batch []Conn) { got = append(got, batch...) })
 		done <- err
 	}()
 	left, err := old.sendConns(soon(t), conns)
@@ -116,6 +123,9 @@ func TestConnectionsMove(t *testing.T) {
 		t.Fatalf("received %d of %d, %v", len(got), len(conns), err)
 	}
 	for i, c := range got {
+		if string(c.Unread) != fmt.Sprint("unread ", i) || len(c.Kept) != len(conns[i].Kept) || c.Owner != "o" {
+			t.Errorf("connection %d came with %q, %d bytes kept, of %q", i, c.Unread, len(c.Kept), c.Owner)
+		}
 		c.Write([]byte("x"))
 		c.Close()
 		if b, err := io.ReadAll(clients[i]); err != nil || string(b) != "x" {
@@ -130,7 +140,7 @@ func TestConnectionsMove(t *testing.T) {
 	}
 	defer a.Close()
 	candidate.conn.Close()
-	if left, err := old.sendConns(soon(t), []net.Conn{a}); err == nil || len(left) != 1 {
+	if left, err := old.sendConns(soon(t), []Conn{{Conn: a}}); err == nil || len(left) != 1 {
 		t.Errorf("sendConns to nobody = %d left, %v; want 1 and an error", len(left), err)
 	}
 }

@@ -3,6 +3,7 @@ package handoff
 import (
 	"errors"
 	"fmt"
+	"net"
 )
 
 // The versions of the protocol that this build speaks. Fields are only added;
@@ -64,7 +65,8 @@ type message struct {
 	States      []StateInfo `json:"states,omitempty"`  // with one file: old to candidate, and returned
 	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
 	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
-	Cut         bool        `json:"cut,omitempty"`     // final: the probation was cut short
+	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
+	Cut         bool        `json:"cut,omitempty"` // final: the probation was cut short
 
 	// failed, returned and progress, candidate to old: where it is.
 	Stage  string `json:"stage,omitempty"`
@@ -136,6 +138,25 @@ type StateInfo struct {
 	Offset   int64  `json:"offset"`
 	Size     int64  `json:"size"`
 	Checksum uint32 `json:"checksum"` // CRC-32C
+}
+
+// Conn is a connection on its way to another process.
+type Conn struct {
+	net.Conn
+	ConnInfo
+}
+
+// ConnInfo is what goes with a connection. It means nothing to this package.
+type ConnInfo struct {
+	Owner  string `json:"owner,omitempty"`
+	Unread []byte `json:"unread,omitempty"` // what the client has sent and nobody has handled
+	Unsent []byte `json:"unsent,omitempty"` // what the client has yet to get
+	Kept   []byte `json:"kept,omitempty"`
+}
+
+// size is about what the info adds to a message.
+func (i ConnInfo) size() int {
+	return 64 + len(i.Owner) + (len(i.Unread)+len(i.Unsent)+len(i.Kept))*4/3
 }
 
 // Commit hands over.

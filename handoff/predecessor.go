@@ -91,7 +91,7 @@ func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 
 // Accepting says that the candidate accepts, and gives each batch of
 // connections it is passed to adopt, which takes responsibility for them.
-func (p *Predecessor) Accepting(ctx context.Context, adopt func([]net.Conn)) (moved int, err error) {
+func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved int, err error) {
 	if err := p.link.send(ctx, message{Type: typeAccepting}); err != nil {
 		return 0, lost(err)
 	}
@@ -126,7 +126,7 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 
 // Return gives the states back because of why, waits until the old generation
 // serves, and passes it the connections. Those it did not take are left.
-func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []net.Conn) (left []net.Conn, err error) {
+func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []Conn) (left []Conn, err error) {
 	m := message{Type: typeReturned, States: states.infos, Stage: why.Stage, Module: why.Module, Error: why.Err.Error()}
 	if err := p.link.sendFile(ctx, m, states.file); err != nil {
 		return conns, lost(err)

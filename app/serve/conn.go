@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -12,8 +14,7 @@ import (
 )
 
 // serverBuffer is the size of net/http's read buffer. A read that asks for
-// all of it has nothing buffered behind it; TestHoldDetachesAndReleaseGoesOn pins
-// this.
+// all of it has nothing buffered behind it.
 const serverBuffer = 4096
 
 // errDetached ends the server's read of a connection that is being detached.
@@ -31,70 +32,180 @@ type socket interface {
 	net.Conn
 	syscall.Conn
 	CloseWrite() error
-	io.ReaderFrom
 }
 
-// conn stands between the HTTP server and a socket. It knows whether the
-// server waits for a new request with nothing of it read, and only then can
-// it be detached: the server's read returns an error, the server closes the
-// conn and forgets it, and the socket stays open with every byte the client
-// has sent or will send.
+// conn stands between the HTTP server and a socket. It gives the server the
+// bytes of one request at a time, so that it knows of every byte whose
+// request it belongs to and whether that has begun to be handled. As long as
+// a request's head is not whole, or not there at all, the conn can be
+// detached: the server's read returns an error, the server forgets the conn,
+// whatever it writes or calls goes nowhere, and the socket stays open, with
+// the bytes that the server had got and those that the client has sent or
+// will send.
 type conn struct {
 	socket
 	server *Server
 
-	mu        sync.Mutex
-	fresh     bool // no byte of the next request was read: StateNew or StateIdle, and no read since
-	idle      bool // StateIdle, as opposed to a new connection
-	deadlines int  // SetReadDeadline calls since StateIdle
-	waiting   bool // a Read that may be interrupted is outstanding
-	detached  bool
-	broken    bool // closed by a cut: nothing to detach
+	mu      sync.Mutex
+	phase   phase
+	head    head   // of the request that is being read
+	taken   []byte // of a head that is not whole: what the server has got
+	pending []byte // read from the socket and kept from the server
+	left    int64  // of a body of known length
+	chunks  chunks // of a body in chunks
+
+	waiting     bool          // a Read of a head is outstanding
+	interrupted bool          // and is being ended
+	blocked     chan struct{} // not nil: a Read beyond the request waits for this
+	expired     bool          // the read deadline is in the past
+	detached    bool
+	cut         bool // a request was cancelled by a reload
+
+	active   bool // a handler runs
+	method   string
+	path     string
+	answered bool // the first bytes of its answer were written
+	stream   bool // and say that it is an event stream
+	cancel   context.CancelCauseFunc
 }
 
-// movable tells whether the server waits for a new request with an empty
-// buffer. Anything it is not sure of counts as busy. c.mu is held.
-func (c *conn) movable(size int) bool {
-	return c.fresh && size == serverBuffer && (!c.idle || c.deadlines == 1)
-}
+// phase is what the next bytes from the client are.
+type phase int
+
+const (
+	phaseHead    phase = iota
+	phaseWhole         // the server has a whole head and no handler has begun
+	phaseLength        // a body of known length, or none
+	phaseChunks        // a body in chunks
+	phaseUnknown       // the server may have buffered bytes of the next request
+)
 
 func (c *conn) Read(p []byte) (int, error) {
 	c.mu.Lock()
-	movable := c.movable(len(p))
-	if movable && c.server.holding.Load() && !c.broken {
-		c.detached = true
-		c.mu.Unlock()
+	defer c.mu.Unlock()
+	if c.detached {
 		return 0, errDetached
 	}
-	c.waiting = movable
-	c.mu.Unlock()
-
-	n, err := c.socket.Read(p)
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	interrupted := c.waiting && err != nil && errors.Is(err, os.ErrDeadlineExceeded)
-	c.waiting = false
-	if n > 0 {
-		c.fresh = false
-		if movable {
-			c.socket.SetReadDeadline(time.Time{}) // an interruption may have come too late
+	if c.phase == phaseUnknown && c.head == (head{}) && !c.active && len(p) == serverBuffer {
+		c.phase = phaseHead // between requests, with nothing buffered
+	}
+	switch c.phase {
+	case phaseHead:
+		return c.readHead(p)
+	case phaseWhole:
+		if len(p) == 1 { // begins before the handler does
+			return c.watch(p)
+		}
+	case phaseLength:
+		if c.left == 0 && len(p) == 1 {
+			return c.watch(p)
+		}
+		if c.left > 0 {
+			n, err := c.read(p[:min(int64(len(p)), c.left)])
+			c.left -= int64(n)
+			return n, err
+		}
+	case phaseChunks:
+		n, err := c.read(p)
+		if end := c.chunks.end(p[:n]); end >= 0 {
+			c.keep(p[end:n])
+			n = end
+			c.phase, c.left = phaseLength, 0
 		}
 		return n, err
 	}
-	if interrupted && !c.broken {
-		c.socket.SetReadDeadline(time.Time{})
-		c.detached = true
-		return 0, errDetached
-	}
-	return n, err
+	// The server wants more than the request is thought to have.
+	c.phase = phaseUnknown
+	return c.read(p)
 }
 
-// interrupt ends the outstanding read if nothing would be lost by it.
+// read takes what is pending, or else reads the socket. c.mu is held, and
+// given up meanwhile.
+func (c *conn) read(p []byte) (int, error) {
+	if len(c.pending) > 0 {
+		n := copy(p, c.pending)
+		c.pending = c.pending[:copy(c.pending, c.pending[n:])]
+		return n, nil
+	}
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	return c.socket.Read(p)
+}
+
+// keep puts bytes back that belong to the next request.
+func (c *conn) keep(p []byte) {
+	if len(p) > 0 {
+		c.pending = append(bytes.Clone(p), c.pending...)
+	}
+}
+
+// readHead reads up to the end of a head, unless the server holds.
+func (c *conn) readHead(p []byte) (int, error) {
+	for {
+		if c.server.holding.Load() {
+			c.detached = true
+			return 0, errDetached
+		}
+		c.waiting = true
+		n, err := c.read(p)
+		c.waiting = false
+		if c.interrupted {
+			c.interrupted = false
+			c.socket.SetReadDeadline(time.Time{})
+			if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+				continue
+			}
+		}
+		if !c.head.begun { // empty lines, of which net/http forgives only some
+			n = copy(p, bytes.TrimLeft(p[:n], "\r\n"))
+		}
+		if end := c.head.end(p[:n]); end >= 0 {
+			c.keep(p[end:n])
+			c.phase, c.taken = phaseWhole, nil
+			return end, err
+		}
+		c.taken = append(c.taken, p[:n]...)
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// watch is the server's look for a client that goes away while its request is
+// handled. A byte that comes is the next request's: it is kept, and the
+// server's wait goes on until it ends it.
+func (c *conn) watch(p []byte) (int, error) {
+	if len(c.pending) == 0 {
+		n, err := c.read(p)
+		if n == 0 {
+			return 0, err
+		}
+		c.keep(p[:n])
+	}
+	if !c.expired {
+		wait := make(chan struct{})
+		c.blocked = wait
+		c.mu.Unlock()
+		<-wait
+		c.mu.Lock()
+	}
+	return 0, os.ErrDeadlineExceeded
+}
+
+// unblock ends the wait of watch. c.mu is held.
+func (c *conn) unblock() {
+	if c.blocked != nil {
+		close(c.blocked)
+		c.blocked = nil
+	}
+}
+
+// interrupt ends the outstanding read of a head.
 func (c *conn) interrupt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.waiting {
+		c.interrupted = true
 		c.socket.SetReadDeadline(time.Unix(1, 0))
 	}
 }
@@ -102,27 +213,101 @@ func (c *conn) interrupt() {
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deadlines++
+	if c.expired = !t.IsZero() && time.Until(t) <= 0; c.expired {
+		c.unblock()
+	}
 	return c.socket.SetReadDeadline(t)
 }
 
 func (c *conn) SetDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadlines++
-	return c.socket.SetDeadline(t)
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
-// state follows the server's ConnState.
-func (c *conn) state(s http.ConnState) {
+// idle is called when the server is about to read the next request.
+func (c *conn) idle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch s {
-	case http.StateIdle:
-		c.fresh, c.idle, c.deadlines = true, true, 0
-	case http.StateActive, http.StateHijacked:
-		c.fresh = false
+	c.head, c.taken = head{}, nil
+	if c.phase == phaseLength && c.left == 0 {
+		c.phase = phaseHead
+	} else {
+		c.phase = phaseUnknown
 	}
+}
+
+// begin is called when a handler begins. It reports false if the conn has
+// been detached: then the server took the beginning of a head for the whole.
+func (c *conn) begin(r *http.Request) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.detached {
+		return false
+	}
+	switch {
+	case c.phase != phaseWhole:
+		c.phase = phaseUnknown
+	case r.ContentLength >= 0:
+		c.phase, c.left = phaseLength, r.ContentLength
+	default:
+		c.phase, c.chunks = phaseChunks, chunks{}
+	}
+	c.active, c.answered, c.stream = true, false, false
+	c.method, c.path = r.Method, r.URL.Path
+	return true
+}
+
+// end is called when the handler has returned.
+func (c *conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.active = false
+}
+
+// busy names the request that is being handled, "" if there is none.
+func (c *conn) busy() (route string, stream bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.active {
+		return "", false
+	}
+	return c.method + " " + c.path, c.stream
+}
+
+var eventStream = []byte("text/event-stream")
+
+func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	detached := c.detached
+	if c.active && !c.answered {
+		c.answered = true
+		c.stream = bytes.Contains(p[:min(len(p), serverBuffer)], eventStream)
+	}
+	c.mu.Unlock()
+	if detached {
+		return len(p), nil // what the server says to an interrupted head
+	}
+	return c.socket.Write(p)
+}
+
+// ReadFrom keeps the kernel's way of sending files.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	if from, ok := c.socket.(io.ReaderFrom); ok {
+		return from.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.socket}, r)
+}
+
+// CloseWrite is the server's last word on a connection; all that it does
+// after it is to wait.
+func (c *conn) CloseWrite() error {
+	c.mu.Lock()
+	detached := c.detached
+	c.mu.Unlock()
+	if detached {
+		return nil
+	}
+	c.server.forget(c, false)
+	return c.socket.CloseWrite()
 }
 
 // Close closes the socket, unless the conn was detached: then the server lets
@@ -130,6 +315,7 @@ func (c *conn) state(s http.ConnState) {
 func (c *conn) Close() error {
 	c.mu.Lock()
 	detached := c.detached
+	c.unblock()
 	c.mu.Unlock()
 	if c.server.forget(c, detached) && detached {
 		return nil
@@ -137,10 +323,47 @@ func (c *conn) Close() error {
 	return c.socket.Close()
 }
 
-// cut closes the socket of a busy conn.
-func (c *conn) cut() {
+// unread is every byte of the client that no handler has begun with.
+func (c *conn) unread() []byte {
 	c.mu.Lock()
-	c.broken = true
-	c.mu.Unlock()
-	c.socket.Close()
+	defer c.mu.Unlock()
+	return append(c.taken, c.pending...)
+}
+
+// cancelRequest gives the running handler's context its cause. It reports
+// whether there is one.
+func (c *conn) cancelRequest() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.active {
+		c.cut = true
+		c.cancel(ErrReloading)
+	}
+	return c.active
+}
+
+// wasCut tells whether a reload has cancelled an earlier request.
+func (c *conn) wasCut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut
+}
+
+// renew makes a context for a request after one that was cancelled.
+func (c *conn) renew(cancelled context.Context) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(cancelled))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancel = cancel
+	return ctx, cancel
+}
+
+// stopReading ends the wait for the rest of a request that nobody handles any
+// more. If the server has stopped waiting already, it clears this itself.
+func (c *conn) stopReading() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase != phaseHead && !c.detached {
+		c.socket.SetReadDeadline(time.Unix(1, 0))
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -35,6 +36,13 @@ func (e *BusyError) Error() string {
 	return fmt.Sprintf("serve: still busy: %v", e.Routes)
 }
 
+// Detached is a connection that a hold has taken from the server, with what
+// has to go with it.
+type Detached struct {
+	net.Conn
+	Unread []byte // what the client has sent and no handler has begun with
+}
+
 // Server accepts connections and serves HTTP on them.
 type Server struct {
 	http    *http.Server
@@ -43,18 +51,12 @@ type Server struct {
 	holding atomic.Bool
 	tasks   sync.WaitGroup
 	log     *slog.Logger
+	changed chan struct{} // has room for one; receives when a hold may have got further
 
 	mu        sync.Mutex // guards the fields below
 	listeners []*listener
 	conns     map[*conn]struct{}
-	detached  []net.Conn
-	requests  map[*request]struct{}
-	changed   chan struct{} // closed and replaced when conns or requests shrink
-}
-
-type request struct {
-	route  string
-	cancel context.CancelCauseFunc
+	detached  []Detached
 }
 
 // listener is an accepting socket and its goroutine's gate.
@@ -73,28 +75,43 @@ func (l *listener) setDeadline(t time.Time) {
 // New returns a server for h that does not accept yet: see [Server.Release].
 func New(h http.Handler, log *slog.Logger) *Server {
 	s := &Server{
-		queue:    make(chan net.Conn),
-		closed:   make(chan struct{}),
-		log:      log,
-		conns:    map[*conn]struct{}{},
-		requests: map[*request]struct{}{},
-		changed:  make(chan struct{}),
+		queue:   make(chan net.Conn),
+		closed:  make(chan struct{}),
+		log:     log,
+		conns:   map[*conn]struct{}{},
+		changed: make(chan struct{}, 1),
 	}
 	s.holding.Store(true)
 	s.http = &http.Server{
-		Handler:  s.track(h),
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		ConnState: func(c net.Conn, state http.ConnState) {
-			if c, ok := c.(*conn); ok {
-				c.state(state)
-				if state == http.StateHijacked {
-					s.forget(c, false)
-				}
-			}
-		},
+		Handler:                      s.track(h),
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnState:                    s.connState,
+		ConnContext:                  connContext,
+		DisableGeneralOptionsHandler: true, // see track
 	}
 	s.tasks.Go(func() { s.http.Serve(queueListener{s}) })
 	return s
+}
+
+func (s *Server) connState(nc net.Conn, state http.ConnState) {
+	switch c, ok := nc.(*conn); {
+	case ok && state == http.StateIdle:
+		c.idle()
+	case ok && state == http.StateHijacked:
+		s.forget(c, false)
+	}
+}
+
+type connKey struct{}
+
+// connContext lets a conn cancel its requests, and a handler find its conn.
+func connContext(ctx context.Context, nc net.Conn) context.Context {
+	c, ok := nc.(*conn)
+	if !ok {
+		return ctx
+	}
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	return context.WithValue(ctx, connKey{}, c)
 }
 
 // queueListener hands the accepted connections to the HTTP server.
@@ -131,7 +148,7 @@ func (s *Server) accept(l *listener) {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			s.adopt(c)
+			s.adopt(Detached{Conn: c})
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -170,15 +187,15 @@ func (s *Server) park(l *listener) bool {
 	return true
 }
 
-// adopt gives c to the HTTP server.
-func (s *Server) adopt(c net.Conn) {
-	sock, ok := c.(socket)
+// adopt gives d to the HTTP server.
+func (s *Server) adopt(d Detached) {
+	sock, ok := d.Conn.(socket)
 	if !ok {
-		s.log.Error("cannot serve this kind of connection", "type", fmt.Sprintf("%T", c))
-		c.Close()
+		s.log.Error("cannot serve this kind of connection", "type", fmt.Sprintf("%T", d.Conn))
+		d.Close()
 		return
 	}
-	wrapped := &conn{socket: sock, server: s, fresh: true}
+	wrapped := &conn{socket: sock, server: s, pending: d.Unread}
 	s.mu.Lock()
 	s.conns[wrapped] = struct{}{}
 	s.mu.Unlock()
@@ -199,34 +216,38 @@ func (s *Server) forget(c *conn, detached bool) bool {
 	}
 	delete(s.conns, c)
 	if detached {
-		s.detached = append(s.detached, c.socket)
+		s.detached = append(s.detached, Detached{Conn: c.socket, Unread: c.unread()})
 	}
 	s.notify()
 	return true
 }
 
-// notify wakes whoever waits for the books to change. s.mu is held.
+// notify wakes the hold.
 func (s *Server) notify() {
-	close(s.changed)
-	s.changed = make(chan struct{})
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
 }
 
-// track keeps the list of requests in flight.
+// track notes which requests are in flight.
 func (s *Server) track(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithCancelCause(r.Context())
-		defer cancel(nil)
-		entry := &request{route: r.Method + " " + r.URL.Path, cancel: cancel}
-		s.mu.Lock()
-		s.requests[entry] = struct{}{}
-		s.mu.Unlock()
-		defer func() {
-			s.mu.Lock()
-			delete(s.requests, entry)
-			s.notify()
-			s.mu.Unlock()
-		}()
-		h.ServeHTTP(w, r.WithContext(ctx))
+		c := r.Context().Value(connKey{}).(*conn)
+		if !c.begin(r) {
+			panic(http.ErrAbortHandler) // closes the conn, which says nothing to a detached one
+		}
+		defer c.end()
+		if c.wasCut() { // the context of all that comes on this conn
+			ctx, cancel := c.renew(r.Context())
+			defer cancel(nil)
+			r = r.WithContext(ctx)
+		}
+		if r.RequestURI == "*" && r.Method == http.MethodOptions {
+			w.Header().Set("Content-Length", "0")
+			return
+		}
+		h.ServeHTTP(w, r)
 	})
 }
 
@@ -244,25 +265,42 @@ func (s *Server) Hold(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
+	for _, c := range s.connections() { // those that come later see for themselves
+		c.interrupt()
+	}
 	for {
-		s.mu.Lock()
-		changed, done := s.changed, len(s.conns) == 0
-		for _, l := range s.listeners {
-			done = done && l.parked
-		}
-		for c := range s.conns {
-			c.interrupt()
-		}
-		s.mu.Unlock()
+		done, onlyStreams := s.held()
 		if done {
 			return nil
 		}
+		if onlyStreams { // they would never end by themselves
+			for _, c := range s.connections() {
+				c.cancelRequest()
+			}
+		}
 		select {
-		case <-changed:
+		case <-s.changed:
 		case <-ctx.Done():
 			return &BusyError{Routes: s.Busy()}
 		}
 	}
+}
+
+// held tells whether nothing is in flight, or nothing but event streams.
+func (s *Server) held() (done, onlyStreams bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.listeners {
+		if !l.parked {
+			return false, false
+		}
+	}
+	for c := range s.conns {
+		if _, stream := c.busy(); !stream {
+			return false, false
+		}
+	}
+	return len(s.conns) == 0, len(s.conns) > 0
 }
 
 // Busy names the requests in flight, and how many connections are in the
@@ -271,33 +309,36 @@ func (s *Server) Busy() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	routes := []string{}
-	for r := range s.requests {
-		routes = append(routes, r.route)
+	others := 0
+	for c := range s.conns {
+		if route, _ := c.busy(); route != "" {
+			routes = append(routes, route)
+		} else {
+			others++
+		}
 	}
 	slices.Sort(routes)
-	if n := len(s.conns) - len(s.requests); n > 0 {
-		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", n))
+	if others > 0 {
+		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
 	}
 	return routes
 }
 
 // Cut cancels the requests in flight with [ErrReloading] as the cause, and
-// closes the connections that are in the middle of sending one.
+// waits for nothing more from clients that are slow to send the rest of one.
 func (s *Server) Cut() {
-	s.mu.Lock()
-	var half []*conn
-	for r := range s.requests {
-		r.cancel(ErrReloading)
-	}
-	if len(s.requests) == 0 {
-		for c := range s.conns {
-			half = append(half, c)
+	for _, c := range s.connections() {
+		if !c.cancelRequest() {
+			c.stopReading()
 		}
 	}
-	s.mu.Unlock()
-	for _, c := range half {
-		c.cut()
-	}
+}
+
+// connections are those that are not detached.
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.conns))
 }
 
 // Release ends a hold, or the time before the first one: the detached
@@ -321,14 +362,14 @@ func (s *Server) Release() {
 
 // Adopt serves connections that came from elsewhere. It takes responsibility
 // for them.
-func (s *Server) Adopt(conns []net.Conn) {
+func (s *Server) Adopt(conns []Detached) {
 	for _, c := range conns {
 		s.adopt(c)
 	}
 }
 
 // Detached gives away the connections that the hold detached.
-func (s *Server) Detached() []net.Conn {
+func (s *Server) Detached() []Detached {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	detached := s.detached

@@ -1,0 +1,10 @@
+package serve
+
+// Read is how many bytes of requests that no handler has begun with were read
+// from their sockets.
+func (s *Server) Read() (n int) {
+	for _, c := range s.connections() {
+		n += len(c.unread())
+	}
+	return n
+}

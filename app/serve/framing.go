@@ -1,0 +1,127 @@
+package serve
+
+import "bytes"
+
+// head finds the end of a request's head, which may come in pieces. Lines end
+// as net/http lets them: with or without a carriage return. Empty lines before
+// the first do not count.
+type head struct {
+	begun bool // a line that is not empty has begun
+	line  int  // bytes of the current line, a carriage return apart
+}
+
+// end is how many bytes of p belong to the head, or -1 if it goes on.
+func (h *head) end(p []byte) int {
+	for i := 0; i < len(p); {
+		n := bytes.IndexByte(p[i:], '\n')
+		if n < 0 {
+			h.add(p[i:])
+			return -1
+		}
+		h.add(p[i : i+n])
+		i += n + 1
+		if h.begun && h.line == 0 {
+			return i
+		}
+		h.line = 0
+	}
+	return -1
+}
+
+func (h *head) add(part []byte) {
+	h.line += len(part)
+	if h.line == 1 && len(part) == 1 && part[0] == '\r' {
+		h.line = 0
+	}
+	if h.line > 0 {
+		h.begun = true
+	}
+}
+
+// chunks finds the end of a body in chunks, with its trailer.
+type chunks struct {
+	part chunkPart
+	left int64 // of the chunk's data
+	size int64 // as far as its line was read
+	some bool  // the current line has a byte
+}
+
+type chunkPart int
+
+const (
+	chunkSize      chunkPart = iota
+	chunkExtension           // behind the size, up to the end of the line
+	chunkData
+	chunkDataEnd // the line end behind the data
+	chunkTrailer
+	chunkNonsense // what net/http will not understand either
+)
+
+// end is how many bytes of p belong to the body, or -1 if it goes on.
+func (c *chunks) end(p []byte) int {
+	for i := 0; i < len(p); {
+		if c.part == chunkNonsense {
+			return -1
+		}
+		if c.part == chunkData {
+			n := min(c.left, int64(len(p)-i))
+			i += int(n)
+			if c.left -= n; c.left == 0 {
+				c.part = chunkDataEnd
+			}
+			continue
+		}
+		if c.next(p[i]) {
+			return i + 1
+		}
+		i++
+	}
+	return -1
+}
+
+// next reads a byte that is not data. It reports whether it was the last.
+func (c *chunks) next(b byte) (last bool) {
+	switch {
+	case b == '\r':
+	case c.part == chunkTrailer && b == '\n':
+		last, c.some = !c.some, false
+	case c.part == chunkTrailer:
+		c.some = true
+	case c.part == chunkDataEnd && b == '\n':
+		c.part, c.size, c.some = chunkSize, 0, false
+	case c.part == chunkDataEnd:
+		c.part = chunkNonsense
+	case b == '\n' && !c.some:
+		c.part = chunkNonsense
+	case b == '\n' && c.size == 0:
+		c.part, c.some = chunkTrailer, false
+	case b == '\n':
+		c.part, c.left = chunkData, c.size
+	case c.part == chunkExtension:
+	default:
+		c.digit(b)
+	}
+	return last
+}
+
+func (c *chunks) digit(b byte) {
+	switch {
+	case b >= '0' && b <= '9':
+		b -= '0'
+	case b >= 'a' && b <= 'f':
+		b -= 'a' - 10
+	case b >= 'A' && b <= 'F':
+		b -= 'A' - 10
+	case b == ';' || b == ' ' || b == '\t':
+		c.part = chunkExtension
+		return
+	default:
+		c.part = chunkNonsense
+		return
+	}
+	if c.size >= 1<<58 {
+		c.part = chunkNonsense
+		return
+	}
+	c.size, c.some = c.size<<4|int64(b), true
+}
