@@ -75,7 +75,7 @@ type generation struct {
 	own      *eventbus.Bus // the framework's client
 	server   *serve.Server
 	routes   *routes
-	listen   []string
+	listen   map[string]string // owner -> address; "" is HTTP
 
 	starting sync.Mutex  // held while modules of the set are started or stopped
 	stopping atomic.Bool // the program ends
@@ -190,21 +190,50 @@ func (g *generation) load() (*moduleSet, error) {
 	}
 	set.started = g.routes.started
 	g.routes.begin()
-	g.server = serve.New(g.routes, g.log)
+	g.server = serve.New(g.routes, serve.Options{
+		Log:       g.log,
+		Stream:    g.routes.handleConn,
+		Moving:    modules.ErrMoving,
+		Reloading: modules.ErrReloading,
+	})
 	return set, nil
 }
 
-// bind opens or inherits the listener.
+// bind opens or inherits the listeners.
 func (g *generation) bind() error {
-	ln, err := g.upgrader.Listen("tcp", g.cfg.App.Listen)
+	g.listen = map[string]string{}
+	if err := g.listenOn("", "app.listen", g.cfg.App.Listen); err != nil {
+		return err
+	}
+	for i, m := range g.cfg.Modules {
+		if m.Listen == "" {
+			continue
+		}
+		if err := g.listenOn(m.Name, fmt.Sprintf("modules[%d].listen", i), m.Listen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listenOn opens or inherits one listener; owner is a module, or "" for HTTP.
+func (g *generation) listenOn(owner, key, text string) error {
+	network, address, err := config.SplitAddress(text)
+	if err != nil {
+		return fault(handoff.StageConfig, owner, g.cfg.ErrorAt(key, "%v", err))
+	}
+	ln, err := g.upgrader.Listen(owner, network, address)
 	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap
-		return fault(handoff.StagePrepare, "", fmt.Errorf("app.listen: %s is taken by another program: stop that one or change app.listen in %s", g.cfg.App.Listen, g.cfg.File()))
+		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken by another program: stop that one or change %s in %s", key, text, key, g.cfg.File()))
 	}
 	if err != nil {
-		return fault(handoff.StagePrepare, "", fmt.Errorf("app.listen: %w", err))
+		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %w", key, err))
 	}
-	g.listen = []string{ln.Addr().String()}
-	g.server.Listen(ln)
+	g.listen[owner] = ln.Addr().String()
+	if network == "unix" {
+		g.listen[owner] = "unix://" + address
+	}
+	g.server.Listen(owner, ln)
 	return nil
 }
 
@@ -236,7 +265,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 	if g.cfg.App.HotReload {
 		mode = "enabled"
 	}
-	g.log.Info(fmt.Sprintf(logInitialized, mode), "listen", g.listen[0], "pid", os.Getpid())
+	g.log.Info(fmt.Sprintf(logInitialized, mode), "listen", g.listen[""], "pid", os.Getpid())
 	g.report(nil)
 	return nil
 }
@@ -266,7 +295,7 @@ func (g *generation) report(outcome *control.Outcome) {
 		Name:      g.cfg.App.Name,
 		Version:   g.cfg.App.Version,
 		HotReload: g.cfg.App.HotReload,
-		Listen:    g.listen,
+		Listen:    []string{g.listen[""]},
 		Modules:   []control.Module{},
 		StopMS:    g.stopLimit().Milliseconds(),
 		Outcome:   outcome,
@@ -274,7 +303,7 @@ func (g *generation) report(outcome *control.Outcome) {
 		RestartOlderBuild: g.cfg.App.RestartOlderBuild,
 	}
 	for _, in := range g.set.list {
-		m := control.Module{Name: in.name, State: "running", Generation: in.since}
+		m := control.Module{Name: in.name, State: "running", Generation: in.since, Listen: g.listen[in.name]}
 		if in.down != nil {
 			m.State, m.Error, s.Degraded = "failed", in.down.Error(), true
 		}

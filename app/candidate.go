@@ -165,6 +165,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	if !needed {
 		t.states.Close()
 	}
+	g.server.Expect()
 	g.resume(t.set)
 	failpoint.At(failpoint.Candidate, "at", "resumed")
 	pause := commit.HeldMS + milliseconds(time.Since(took))
@@ -173,12 +174,13 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		limit, cancel := context.WithTimeout(ctx, g.cfg.App.HookTimeout)
 		defer cancel()
 		var err error
-		moved, err = t.p.Accepting(limit, func(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) })
+		moved, err = t.p.Accepting(limit, g.adopt)
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
 			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
 		}
 	}
+	g.server.Open()
 
 	stages := commit.StagesMS
 	stages["restore"] = milliseconds(restore)
@@ -189,7 +191,9 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		Modules:    changed,
 		StagesMS:   stages,
 		TotalMS:    commit.TotalMS + milliseconds(time.Since(took)),
+		Held:       commit.Held,
 		Moved:      moved,
+		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
 	}
 	if commit.Probation && !t.orphan {
@@ -293,12 +297,13 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	if states != nil {
 		wait, cancel := context.WithTimeout(context.Background(), g.stopLimit())
 		defer cancel()
-		left, err := t.p.Return(wait, why, states, outgoing(g.server.Detached()))
+		conns, _ := g.server.Detached()
+		left, err := t.p.Return(wait, why, states, outgoing(conns))
 		if err == nil {
 			states.Close()
 			return true
 		}
-		g.server.Adopt(incoming(left))
+		g.adopt(left)
 		g.log.Error("could not hand back, going on", "err", err)
 	}
 	g.restart(states, nil)

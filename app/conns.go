@@ -1,15 +1,20 @@
 package app
 
 import (
+	"context"
+	"errors"
+	"time"
+
 	"orchestrator/app/serve"
 	"orchestrator/handoff"
+	"orchestrator/modules"
 )
 
 // outgoing is conns as a handoff passes them on.
 func outgoing(conns []serve.Detached) []handoff.Conn {
 	out := make([]handoff.Conn, 0, len(conns))
 	for _, c := range conns {
-		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Unread: c.Unread}})
+		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}})
 	}
 	return out
 }
@@ -18,7 +23,33 @@ func outgoing(conns []serve.Detached) []handoff.Conn {
 func incoming(conns []handoff.Conn) []serve.Detached {
 	in := make([]serve.Detached, 0, len(conns))
 	for _, c := range conns {
-		in = append(in, serve.Detached{Conn: c.Conn, Unread: c.Unread})
+		in = append(in, serve.Detached{Conn: c.Conn, Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept})
 	}
 	return in
+}
+
+// adopt serves connections that came from another generation.
+func (g *generation) adopt(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }
+
+// errNoConns ends a connection whose module is not there, or handles none, in
+// this generation.
+var errNoConns = errors.New("the module does not handle connections any more")
+
+// handleConn has a module handle one of its connections. That of a module
+// that is down waits until it runs again.
+func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream) error {
+	for {
+		h, ok := r.table.Load().conns[module]
+		if !ok {
+			return errNoConns
+		}
+		if h != nil {
+			return protect("HandleConn", func() error { return h.HandleConn(ctx, modules.NewConn(st)) })
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }

@@ -71,8 +71,8 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		if err != nil {
 			return nil, fault(handoff.StageConfig, m.Name, err)
 		}
-		if m.Listen != "" {
-			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q takes no connections of its own", m.Name))
+		if _, ok := value.(modules.ConnHandler); m.Listen != "" && !ok {
+			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q takes no connections of its own: it has no HandleConn", m.Name))
 		}
 		s.list = append(s.list, &instance{
 			name:   m.Name,

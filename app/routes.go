@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"orchestrator/app/serve"
 	"orchestrator/config"
 	"orchestrator/modules"
 )
@@ -41,8 +42,9 @@ func (r *routes) started(name string, m modules.Module) {
 }
 
 type table struct {
-	list  []route // longest path first
-	index bool    // "/" lists the modules
+	list  []route                        // longest path first
+	conns map[string]modules.ConnHandler // nil for a module that is down
+	index bool                           // "/" lists the modules
 	name  string
 }
 
@@ -50,14 +52,20 @@ type route struct {
 	module  string
 	path    string // starts and ends with a slash
 	handler http.Handler
+	conns   bool // the module has connections of its own
 }
 
 // mount replaces the table by the handlers of set.
 func (r *routes) mount(cfg *config.Config, set *moduleSet) {
-	t := &table{index: cfg.App.HotReload, name: cfg.App.Name}
+	t := &table{index: cfg.App.HotReload, name: cfg.App.Name, conns: map[string]modules.ConnHandler{}}
 	for _, m := range cfg.Modules {
-		if h, ok := set.find(m.Name).module.(http.Handler); ok {
-			t.list = append(t.list, route{m.Name, m.Mount(), h})
+		value := set.find(m.Name).module
+		c, conns := value.(modules.ConnHandler)
+		if conns {
+			t.conns[m.Name] = c
+		}
+		if h, ok := value.(http.Handler); ok {
+			t.list = append(t.list, route{m.Name, m.Mount(), h, conns})
 		}
 	}
 	slices.SortStableFunc(t.list, func(a, b route) int { return len(b.path) - len(a.path) })
@@ -67,21 +75,24 @@ func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 
 // fail lets a module that could not be started again answer 503.
 func (r *routes) fail(name string, err error) {
-	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)})
+	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)}, nil)
 }
 
 // revived ends what fail did.
 func (r *routes) revived(name string, m modules.Module) {
-	if h, ok := m.(http.Handler); ok {
-		r.replace(name, h)
-	}
+	h, _ := m.(http.Handler)
+	c, _ := m.(modules.ConnHandler)
+	r.replace(name, h, c)
 }
 
-// replace gives a mounted module another handler.
-func (r *routes) replace(name string, h http.Handler) {
+// replace gives a mounted module other handlers.
+func (r *routes) replace(name string, h http.Handler, c modules.ConnHandler) {
 	for {
 		old := r.table.Load()
-		t := &table{index: old.index, name: old.name, list: slices.Clone(old.list)}
+		t := &table{index: old.index, name: old.name, list: slices.Clone(old.list), conns: maps.Clone(old.conns)}
+		if _, ok := t.conns[name]; ok {
+			t.conns[name] = c
+		}
 		for i := range t.list {
 			if t.list[i].module == name {
 				t.list[i].handler = h
@@ -104,6 +115,9 @@ func (r *routes) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	t := r.table.Load()
 	for _, x := range t.list {
 		if inner := below(req, x.path); inner != nil {
+			if x.conns {
+				serve.Own(req, x.module)
+			}
 			x.handler.ServeHTTP(w, inner)
 			return
 		}

@@ -25,6 +25,9 @@ type attempt struct {
 	down      []string        // modules that did not start again after a rollback
 	lost      []string        // modules whose state is gone
 	rewound   []string        // modules whose state is that of the commit
+	left      []handoff.Conn  // connections that the candidate has not taken
+	heldConns int             // connections that waited
+	cancelled int             // requests and connections that the hold has ended
 }
 
 // upgrade hands over to another binary. It reports whether that generation
@@ -219,17 +222,22 @@ func (a *attempt) commit() error {
 	a.stage(handoff.StageCommit, 2*g.cfg.App.HookTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
+	conns, closed := g.server.Detached()
+	a.heldConns = len(conns) + closed
+	a.cancelled = g.server.Cancelled() + closed
 	err := a.candidate.Commit(ctx, handoff.Commit{
 		StagesMS:  a.stages,
 		HeldMS:    milliseconds(time.Since(a.held)),
 		TotalMS:   milliseconds(time.Since(a.began)),
+		Held:      a.heldConns,
+		Cancelled: a.cancelled,
 		Probation: probation > 0,
 	})
+	left := outgoing(conns)
 	if err == nil {
-		var left []handoff.Conn
-		left, err = a.candidate.Move(ctx, outgoing(g.server.Detached()))
-		g.server.Adopt(incoming(left))
+		left, err = a.candidate.Move(ctx, left)
 	}
+	a.left = left
 	if err == nil && probation > 0 {
 		err = a.standBy(probation)
 	}
@@ -269,12 +277,13 @@ func (a *attempt) standBy(probation time.Duration) error {
 func (a *attempt) takeBack(back *handoff.Returned) error {
 	g := a.g
 	defer back.States.Close()
-	a.rollBack(back.States)
+	a.restart(back.States)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
-	if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }); err != nil {
+	if _, err := a.candidate.TakeBack(ctx, g.adopt); err != nil {
 		g.log.Warn("not every connection came back", "err", err)
 	}
+	g.server.Open()
 	a.await()
 	return &rewound{back.UpgradeError}
 }
@@ -302,8 +311,16 @@ func (a *attempt) await() {
 // start from what the candidate has returned, if it has, else from what this
 // generation has exported.
 func (a *attempt) rollBack(returned *handoff.States) {
+	a.restart(returned)
+	a.g.server.Open()
+}
+
+// restart is all of rollBack but that connections of modules may be read.
+func (a *attempt) restart(returned *handoff.States) {
 	a.stage("rollback", 2*a.hooks())
+	a.g.server.Expect()
 	r := a.g.restart(returned, a.states)
+	a.g.adopt(a.left)
 	a.down, a.lost, a.rewound = r.down, r.lost, r.older
 }
 
@@ -317,6 +334,8 @@ func (a *attempt) fail(err error) {
 		TotalMS:    milliseconds(time.Since(a.began)),
 		Error:      err.Error(),
 		Lost:       a.lost,
+		Held:       a.heldConns,
+		Cancelled:  a.cancelled,
 	}
 	var where *handoff.UpgradeError
 	if errors.As(err, &where) {

@@ -32,9 +32,11 @@ var rules = []struct{ from, not, why string }{
 	{"modules/hello", "orchestrator/app", "a module sees the contract, not the framework"},
 	{"modules/counter", "orchestrator/app", "the same"},
 	{"modules/kv", "orchestrator/app", "the same"},
+	{"modules/chat", "orchestrator/app", "the same"},
 	{"modules/hello", "orchestrator/handoff", "modules own no sockets"},
 	{"modules/counter", "orchestrator/handoff", "the same"},
 	{"modules/kv", "orchestrator/handoff", "the same"},
+	{"modules/chat", "orchestrator/handoff", "the same"},
 }
 
 // owners are the third-party libraries and the one package that imports each,

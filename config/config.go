@@ -46,7 +46,7 @@ type App struct {
 	Name      string `yaml:"name"`
 	Version   string `yaml:"version"`
 	HotReload bool   `yaml:"hot_reload"` // watch the sources and build
-	Listen    string `yaml:"listen"`     // HTTP address of all modules, host:port
+	Listen    string `yaml:"listen"`     // HTTP address of all modules: host:port, tcp://host:port or unix://path
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
 	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for requests in flight
@@ -64,7 +64,7 @@ type App struct {
 type Module struct {
 	Name     string  `yaml:"name"`
 	Path     string  `yaml:"path"`      // where its HTTP handler is mounted; default /<name>/
-	Listen   string  `yaml:"listen"`    // address of its own connections
+	Listen   string  `yaml:"listen"`    // address of its own connections, likewise
 	MaxState Size    `yaml:"max_state"` // of its state; default app.max_state
 	Config   Section `yaml:"config"`    // its own settings
 }
@@ -266,9 +266,19 @@ func (c *Config) check(names []string) error {
 	if c.App.RunDir == "" {
 		fail("app.run_dir", "must not be empty")
 	}
-	if err := checkHostPort(c.App.Listen); err != nil {
-		fail("app.listen", "%v", err)
+	listens := map[string]string{} // address -> whose
+	listen := func(key, address, whose string) {
+		network, at, err := SplitAddress(address)
+		if err != nil {
+			fail(key, "%v", err)
+			return
+		}
+		if other, taken := listens[network+at]; taken && !strings.HasSuffix(at, ":0") {
+			fail(key, "%s already listens on %s", other, address)
+		}
+		listens[network+at] = whose
 	}
+	listen("app.listen", c.App.Listen, "the program itself")
 	for _, d := range []struct {
 		key   string
 		value time.Duration
@@ -302,6 +312,9 @@ func (c *Config) check(names []string) error {
 		if !slices.Contains(names, m.Name) {
 			fail(key+".name", "no module %q is compiled into this program (%s)", m.Name, suggest(m.Name, names))
 		}
+		if m.Listen != "" {
+			listen(key+".listen", m.Listen, fmt.Sprintf("module %q", m.Name))
+		}
 		if m.MaxState < 0 {
 			fail(key+".max_state", "must be a size above zero, got %v", m.MaxState)
 		}
@@ -325,13 +338,26 @@ func (m Module) Mount() string {
 	return "/" + m.Name + "/"
 }
 
-func checkHostPort(address string) error {
+// SplitAddress takes a listen address apart: host:port, tcp://host:port or
+// unix://path, where the path is relative to the working directory unless it
+// begins with a slash.
+func SplitAddress(text string) (network, address string, err error) {
+	if path, ok := strings.CutPrefix(text, "unix://"); ok {
+		if path == "" || len(path) > maxSocketPath {
+			return "", "", fmt.Errorf("expected a path of 1 to %d bytes after unix://, got %q", maxSocketPath, path)
+		}
+		return "unix", path, nil
+	}
+	address = strings.TrimPrefix(text, "tcp://")
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("expected an address such as 127.0.0.1:8080, got %q", address)
+		return "", "", fmt.Errorf("expected an address such as 127.0.0.1:8080 or unix://path, got %q", text)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return fmt.Errorf("expected a port from 0 to 65535 in %q", address)
+		return "", "", fmt.Errorf("expected a port from 0 to 65535 in %q", text)
 	}
-	return nil
+	return "tcp", address, nil
 }
+
+// maxSocketPath is what every system allows for the path of a Unix socket.
+const maxSocketPath = 103

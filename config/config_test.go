@@ -10,7 +10,7 @@ import (
 	"orchestrator/config"
 )
 
-var compiledIn = []string{"hello", "counter", "kv"}
+var compiledIn = []string{"hello", "counter", "chat", "kv"}
 
 func write(t *testing.T, text string) string {
 	t.Helper()
@@ -65,7 +65,9 @@ func TestMistakesNameTheirPlace(t *testing.T) {
 		{"a number as duration", "app:\n  drain: 5\n", []string{"FILE:2:10: app.drain: expected a duration such as 500ms"}},
 		{"a list for a mapping", "app: [1]\n", []string{"FILE:1:6: app: expected keys and values, got a list"}},
 		{"a mapping for a list", "modules: {a: b}\n", []string{"FILE:1:10: modules: expected a list"}},
-		{"bad address", "app:\n  listen: localhost\n", []string{"FILE:2:11: app.listen: expected an address such as 127.0.0.1:8080, got \"localhost\""}},
+		{"bad address", "app:\n  listen: localhost\n", []string{"FILE:2:11: app.listen: expected an address such as 127.0.0.1:8080 or unix://path, got \"localhost\""}},
+		{"an empty socket path", "app:\n  listen: unix://\n", []string{"FILE:2:11: app.listen: expected a path"}},
+		{"address twice", "app:\n  listen: tcp://h:1\nmodules:\n  - name: kv\n    listen: h:1\n", []string{"FILE:5:13: modules[0].listen: the program itself already listens on h:1"}},
 		{"bad port", "app:\n  listen: localhost:99999\n", []string{"FILE:2:11: app.listen: expected a port"}},
 		{"missing module", "modules:\n  - name: helo\n", []string{"FILE:2:11: modules[0].name: no module \"helo\" is compiled into this program (did you mean \"hello\"?)"}},
 		{"module twice", "modules:\n  - name: kv\n  - name: kv\n", []string{"FILE:3:11: modules[1].name: module \"kv\" is listed twice"}},

@@ -23,6 +23,8 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cloudflare/tableflip"
@@ -47,6 +49,7 @@ type Upgrader struct {
 	socket     string // the predecessor's, "" in a first generation
 	generation int
 	lock       *os.File
+	unixPaths  []string // sockets that this process has made
 }
 
 // New claims what the process inherited. It must be called once, early.
@@ -98,9 +101,33 @@ func (u *Upgrader) Generation() int { return u.generation }
 // HasPredecessor tells whether another generation started this process.
 func (u *Upgrader) HasPredecessor() bool { return u.tf.HasParent() }
 
-// Listen returns the inherited listener of this address, or makes one.
-func (u *Upgrader) Listen(network, address string) (net.Listener, error) {
-	return u.tf.Listen(network, address)
+// Listen returns the inherited listener of this address, or makes one. owner
+// tells apart those that leave the choice of the port to the system.
+func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) {
+	key := address
+	if strings.HasSuffix(address, ":0") {
+		key = owner + "@" + address
+	}
+	return u.tf.ListenWithCallback(network, key, func(network, _ string) (net.Listener, error) {
+		ln, err := net.Listen(network, address)
+		if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(address) {
+			os.Remove(address)
+			ln, err = net.Listen(network, address)
+		}
+		if network == "unix" && err == nil {
+			u.unixPaths = append(u.unixPaths, address)
+		}
+		return ln, err
+	})
+}
+
+// abandoned tells whether nobody listens on the Unix socket at path.
+func abandoned(path string) bool {
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // Ready ends the start of a first generation.
@@ -115,6 +142,7 @@ func (u *Upgrader) Stop() { u.tf.Stop() }
 type Candidate struct {
 	link     link
 	hello    Hello
+	made     []string // Unix sockets that only it has made
 	pid      int
 	socket   string
 	exited   chan struct{} // closed when tableflip's Upgrade has returned
@@ -404,7 +432,7 @@ func (c *Candidate) close() {
 	if c.link.conn != nil {
 		c.link.conn.Close()
 	}
-	for _, path := range c.hello.UnixPaths {
+	for _, path := range c.made {
 		os.Remove(path)
 	}
 	// tableflip leaves two descriptors of a failed attempt to the collector.
@@ -427,6 +455,7 @@ func (c *Candidate) await(ctx context.Context, want, stage string) error {
 			c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
 			return c.reported
 		case want:
+			c.made = append(c.made, m.UnixPaths...)
 			return nil
 		default:
 			return c.failure(stage, fmt.Errorf("got %q while waiting for %q: %w", m.Type, want, errGarbage))

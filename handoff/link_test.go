@@ -193,7 +193,7 @@ func FuzzLink(f *testing.F) {
 			old.write(data, fds)
 		}
 		old.conn.Close()
-		p := &Predecessor{link: candidate}
+		p := &Predecessor{upgrader: &Upgrader{}, link: candidate}
 		if states, err := p.Prepared(soon(t)); err == nil {
 			states.Close()
 			if !withFile {

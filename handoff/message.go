@@ -66,7 +66,8 @@ type message struct {
 	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
 	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
-	Cut         bool        `json:"cut,omitempty"` // final: the probation was cut short
+	UnixPaths   []string    `json:"unix_paths,omitempty"` // prepared: sockets that the candidate has made
+	Cut         bool        `json:"cut,omitempty"`        // final: the probation was cut short
 
 	// failed, returned and progress, candidate to old: where it is.
 	Stage  string `json:"stage,omitempty"`
@@ -101,7 +102,6 @@ const (
 type Hello struct {
 	Generation int      `json:"generation"`
 	Modules    []string `json:"modules"`
-	UnixPaths  []string `json:"unix_paths,omitempty"` // sockets it has made and the old generation has not
 }
 
 // Welcome is what the old generation says of itself.
@@ -165,5 +165,7 @@ type Commit struct {
 	HeldMS   float64            `json:"held_ms"`   // how long it has been holding
 	TotalMS  float64            `json:"total_ms"`  // since it was told to upgrade
 
-	Probation bool `json:"probation"` // the old generation stands by afterwards
+	Held      int  `json:"held,omitempty"`      // connections that waited meanwhile
+	Cancelled int  `json:"cancelled,omitempty"` // requests and connections that the hold has ended
+	Probation bool `json:"probation"`           // the old generation stands by afterwards
 }

@@ -79,12 +79,13 @@ func (l List) Check() error {
 
 // parts are the optional parts of the contract by the method that marks them.
 var parts = map[string]reflect.Type{
-	"ServeHTTP": reflect.TypeFor[http.Handler](),
-	"State":     reflect.TypeFor[Stateful](),
-	"Prepare":   reflect.TypeFor[Preparer](),
-	"Healthy":   reflect.TypeFor[HealthChecker](),
-	"Run":       reflect.TypeFor[Runner](),
-	"DependsOn": reflect.TypeFor[Dependent](),
+	"ServeHTTP":  reflect.TypeFor[http.Handler](),
+	"HandleConn": reflect.TypeFor[ConnHandler](),
+	"State":      reflect.TypeFor[Stateful](),
+	"Prepare":    reflect.TypeFor[Preparer](),
+	"Healthy":    reflect.TypeFor[HealthChecker](),
+	"Run":        reflect.TypeFor[Runner](),
+	"DependsOn":  reflect.TypeFor[Dependent](),
 }
 
 // Check refuses what would go wrong in silence later: a method with the name

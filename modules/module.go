@@ -21,9 +21,9 @@
 // # The parts
 //
 // Only [Module] is mandatory. Everything else is found by type assertion:
-// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent], and
-// http.Handler, whose module gets the requests below its path with the path's
-// prefix removed. So a module should state what it means to implement:
+// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent], [ConnHandler],
+// and http.Handler, whose module gets the requests below its path with the
+// path's prefix removed. So a module should state what it means to implement:
 //
 //	var _ modules.Stateful = (*Counter)(nil)
 //

@@ -134,7 +134,9 @@ type Outcome struct {
 	Probation    string             `json:"probation"`         // "" without one
 	Lost         []string           `json:"lost,omitempty"`    // modules whose state is gone
 	Rewound      []string           `json:"rewound,omitempty"` // modules whose state is that of the commit again
-	Moved        int                `json:"moved"`             // connections
+	Held         int                `json:"held"`              // connections that waited during the pause
+	Moved        int                `json:"moved"`             // of these: gone to the new generation
+	Cancelled    int                `json:"cancelled"`         // requests and connections that the reload has ended
 	Notes        []string           `json:"notes,omitempty"`
 }
 
@@ -144,7 +146,8 @@ type Module struct {
 	State      string `json:"state"`
 	Generation int    `json:"generation"` // since when its code and configuration are what they are
 	Stateful   bool   `json:"stateful,omitempty"`
-	Error      string `json:"error,omitempty"` // why it does not run
+	Listen     string `json:"listen,omitempty"` // address of its own connections
+	Error      string `json:"error,omitempty"`  // why it does not run
 }
 
 // Status answers `orchestrator status`.

@@ -61,12 +61,17 @@ type conn struct {
 	detached    bool
 	cut         bool // a request was cancelled by a reload
 
-	active   bool // a handler runs
-	method   string
-	path     string
-	answered bool // the first bytes of its answer were written
-	stream   bool // and say that it is an event stream
-	cancel   context.CancelCauseFunc
+	hijacked bool
+	owner    string  // of the stream that a hijacked conn may become
+	stream   *Stream // that it has become
+
+	active    bool // a handler runs
+	method    string
+	path      string
+	answered  bool // the first bytes of its answer were written
+	endless   bool // and say that it is an event stream
+	cancel    context.CancelCauseFunc
+	cancelled bool // it was called for the running handler
 }
 
 // phase is what the next bytes from the client are.
@@ -86,7 +91,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.detached {
 		return 0, errDetached
 	}
-	if c.phase == phaseUnknown && c.head == (head{}) && !c.active && len(p) == serverBuffer {
+	if c.phase == phaseUnknown && !c.hijacked && c.head == (head{}) && !c.active && len(p) == serverBuffer {
 		c.phase = phaseHead // between requests, with nothing buffered
 	}
 	switch c.phase {
@@ -251,26 +256,57 @@ func (c *conn) begin(r *http.Request) bool {
 	default:
 		c.phase, c.chunks = phaseChunks, chunks{}
 	}
-	c.active, c.answered, c.stream = true, false, false
+	c.active, c.answered, c.endless, c.cancelled = true, false, false, false
 	c.method, c.path = r.Method, r.URL.Path
 	return true
 }
 
-// end is called when the handler has returned.
-func (c *conn) end() {
+// end is called when the handler has returned. It tells whether the conn was
+// hijacked, and which stream it has become.
+func (c *conn) end() (hijacked bool, st *Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.active = false
+	return c.hijacked, c.stream
 }
 
-// busy names the request that is being handled, "" if there is none.
-func (c *conn) busy() (route string, stream bool) {
+// hijack is called when a handler takes the conn from the server.
+func (c *conn) hijack() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hijacked, c.phase = true, phaseUnknown
+}
+
+// own says whose stream the conn would become.
+func (c *conn) own(owner string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owner = owner
+}
+
+// Movable makes a hijacked conn a stream of whoever owns it, or returns nil if
+// nobody does. unread is what the server had read ahead.
+func (c *conn) Movable(unread []byte) net.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.hijacked || c.owner == "" || c.stream != nil {
+		return nil
+	}
+	all := append(bytes.Clone(unread), c.pending...)
+	c.stream = newStream(c.server, c.socket, Detached{Owner: c.owner, Unread: all})
+	c.pending = nil
+	return c.stream
+}
+
+// busy names the request that is being handled, "" if there is none, and
+// tells whether it never ends by itself.
+func (c *conn) busy() (route string, endless bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.active {
 		return "", false
 	}
-	return c.method + " " + c.path, c.stream
+	return c.method + " " + c.path, c.endless || c.hijacked && c.stream == nil
 }
 
 var eventStream = []byte("text/event-stream")
@@ -280,7 +316,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	detached := c.detached
 	if c.active && !c.answered {
 		c.answered = true
-		c.stream = bytes.Contains(p[:min(len(p), serverBuffer)], eventStream)
+		c.endless = bytes.Contains(p[:min(len(p), serverBuffer)], eventStream)
 	}
 	c.mu.Unlock()
 	if detached {
@@ -335,9 +371,13 @@ func (c *conn) unread() []byte {
 func (c *conn) cancelRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.active {
-		c.cut = true
-		c.cancel(ErrReloading)
+	if c.active && !c.cancelled {
+		c.cut, c.cancelled = true, true
+		c.server.cancelled.Add(1)
+		c.cancel(c.server.opts.Reloading)
+		if c.hijacked {
+			c.socket.SetReadDeadline(time.Unix(1, 0))
+		}
 	}
 	return c.active
 }

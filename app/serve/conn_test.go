@@ -37,7 +37,7 @@ func (r *relay) move() {
 	if err := hold(r.t, r.now, 10*time.Second); err != nil {
 		r.t.Error(err)
 	}
-	conns := r.now.Detached()
+	conns, _ := r.now.Detached()
 	if len(conns) != 1 {
 		r.t.Errorf("%d connections were detached, want 1", len(conns))
 	}

@@ -3,9 +3,12 @@
 //
 // A [Server] can hold: it stops accepting (the kernel queues), lets requests
 // in flight finish, and detaches each connection in the moment it waits for a
-// new request with nothing of it read. After a hold no request is anywhere
+// new request with nothing of it handled. After a hold no request is anywhere
 // but in the kernel, so modules can be replaced; [Server.Release] puts the
 // detached connections back, and [Server.Detached] gives them away.
+//
+// Besides HTTP it serves streams: connections that belong to an owner, who
+// handles their bytes. They move as well, see [Stream].
 //
 // The package knows nothing of generations or modules: it has one handler.
 package serve
@@ -25,10 +28,6 @@ import (
 	"time"
 )
 
-// ErrReloading is the cause of a request's cancelled context when a reload
-// would wait for it no longer.
-var ErrReloading = errors.New("serve: the request was cancelled by a reload")
-
 // BusyError tells what kept a hold from completing.
 type BusyError struct{ Routes []string }
 
@@ -40,28 +39,51 @@ func (e *BusyError) Error() string {
 // has to go with it.
 type Detached struct {
 	net.Conn
+	Owner  string // of a stream; "" is HTTP
 	Unread []byte // what the client has sent and no handler has begun with
+	Unsent []byte // what the client has yet to get; streams only
+	Kept   []byte // by the owner; streams only
+}
+
+// Options are what a server needs to know.
+type Options struct {
+	Log *slog.Logger
+
+	// Stream serves a stream of an owner until its error, which says whether
+	// the stream shall move. It may be called again with the same one.
+	Stream func(ctx context.Context, owner string, st *Stream) error
+
+	Moving    error // ends the reads of a stream that shall move, and is Stream's result then
+	Reloading error // is the cause when a hold cancels a request
 }
 
 // Server accepts connections and serves HTTP on them.
 type Server struct {
-	http    *http.Server
-	queue   chan net.Conn // accepted connections on their way to the HTTP server
-	closed  chan struct{}
-	holding atomic.Bool
-	tasks   sync.WaitGroup
-	log     *slog.Logger
-	changed chan struct{} // has room for one; receives when a hold may have got further
+	opts      Options
+	log       *slog.Logger
+	http      *http.Server
+	queue     chan net.Conn // accepted connections on their way to the HTTP server
+	closed    chan struct{}
+	holding   atomic.Bool
+	cancelled atomic.Int64  // requests
+	changed   chan struct{} // has room for one; receives when a hold may have got further
+	tasks     sync.WaitGroup
+	running   sync.WaitGroup // handlers of streams
 
 	mu        sync.Mutex // guards the fields below
 	listeners []*listener
 	conns     map[*conn]struct{}
 	detached  []Detached
+	streams   map[*Stream]struct{} // whose handlers run
+	parted    []*Stream            // whose handlers have let them go
+	gate      chan struct{}        // closed when streams may be read
+	expecting bool                 // more streams are to come before that
 }
 
 // listener is an accepting socket and its goroutine's gate.
 type listener struct {
 	net.Listener
+	owner  string        // of its streams, "" for HTTP
 	paused bool          // what is wanted
 	parked bool          // what is: the goroutine does not accept
 	resume chan struct{} // closed and replaced when paused ends
@@ -73,19 +95,22 @@ func (l *listener) setDeadline(t time.Time) {
 }
 
 // New returns a server for h that does not accept yet: see [Server.Release].
-func New(h http.Handler, log *slog.Logger) *Server {
+func New(h http.Handler, opts Options) *Server {
 	s := &Server{
+		opts:    opts,
+		log:     opts.Log,
 		queue:   make(chan net.Conn),
 		closed:  make(chan struct{}),
-		log:     log,
-		conns:   map[*conn]struct{}{},
 		changed: make(chan struct{}, 1),
+		conns:   map[*conn]struct{}{},
+		streams: map[*Stream]struct{}{},
+		gate:    make(chan struct{}),
 	}
 	s.holding.Store(true)
 	s.http = &http.Server{
 		Handler:                      s.track(h),
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		ConnState:                    s.connState,
+		ErrorLog:                     slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn),
+		ConnState:                    connState,
 		ConnContext:                  connContext,
 		DisableGeneralOptionsHandler: true, // see track
 	}
@@ -93,12 +118,12 @@ func New(h http.Handler, log *slog.Logger) *Server {
 	return s
 }
 
-func (s *Server) connState(nc net.Conn, state http.ConnState) {
+func connState(nc net.Conn, state http.ConnState) {
 	switch c, ok := nc.(*conn); {
 	case ok && state == http.StateIdle:
 		c.idle()
 	case ok && state == http.StateHijacked:
-		s.forget(c, false)
+		c.hijack()
 	}
 }
 
@@ -112,6 +137,13 @@ func connContext(ctx context.Context, nc net.Conn) context.Context {
 	}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	return context.WithValue(ctx, connKey{}, c)
+}
+
+// Own says whose the connection of r is, should it be hijacked and move.
+func Own(r *http.Request, owner string) {
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+		c.own(owner)
+	}
 }
 
 // queueListener hands the accepted connections to the HTTP server.
@@ -129,9 +161,10 @@ func (q queueListener) Close() error   { return nil }
 func (q queueListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // Listen takes responsibility for ln, which must be a TCP or Unix listener.
-// It is accepted on as soon as, and whenever, the server does not hold.
-func (s *Server) Listen(ln net.Listener) {
-	l := &listener{Listener: ln, resume: make(chan struct{})}
+// It is accepted on as soon as, and whenever, the server does not hold. Its
+// connections are streams of owner, or HTTP's if that is "".
+func (s *Server) Listen(owner string, ln net.Listener) {
+	l := &listener{Listener: ln, owner: owner, resume: make(chan struct{})}
 	s.mu.Lock()
 	l.paused = s.holding.Load()
 	s.listeners = append(s.listeners, l)
@@ -148,7 +181,7 @@ func (s *Server) accept(l *listener) {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			s.adopt(Detached{Conn: c})
+			s.adopt(Detached{Conn: c, Owner: l.owner})
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -177,22 +210,24 @@ func (s *Server) park(l *listener) bool {
 		case <-s.closed:
 		}
 		s.mu.Lock()
-		select {
-		case <-s.closed:
+		if s.isClosed() {
 			return false
-		default:
 		}
 	}
 	l.parked = false
 	return true
 }
 
-// adopt gives d to the HTTP server.
+// adopt gives d to the HTTP server, or to its owner.
 func (s *Server) adopt(d Detached) {
 	sock, ok := d.Conn.(socket)
 	if !ok {
 		s.log.Error("cannot serve this kind of connection", "type", fmt.Sprintf("%T", d.Conn))
 		d.Close()
+		return
+	}
+	if d.Owner != "" {
+		s.adoptStream(newStream(s, sock, d))
 		return
 	}
 	wrapped := &conn{socket: sock, server: s, pending: d.Unread}
@@ -230,6 +265,15 @@ func (s *Server) notify() {
 	}
 }
 
+func (s *Server) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
 // track notes which requests are in flight.
 func (s *Server) track(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -237,7 +281,8 @@ func (s *Server) track(h http.Handler) http.Handler {
 		if !c.begin(r) {
 			panic(http.ErrAbortHandler) // closes the conn, which says nothing to a detached one
 		}
-		defer c.end()
+		returned := false
+		defer func() { s.end(c, returned) }()
 		if c.wasCut() { // the context of all that comes on this conn
 			ctx, cancel := c.renew(r.Context())
 			defer cancel(nil)
@@ -245,16 +290,40 @@ func (s *Server) track(h http.Handler) http.Handler {
 		}
 		if r.RequestURI == "*" && r.Method == http.MethodOptions {
 			w.Header().Set("Content-Length", "0")
-			return
+		} else {
+			h.ServeHTTP(w, r)
 		}
-		h.ServeHTTP(w, r)
+		returned = true
 	})
 }
 
-// Hold stops accepting and waits until every connection is detached or gone.
-// When ctx ends first it returns a [*BusyError]; the caller then either
-// cancels the rest with [Server.Cut] and holds again, or releases. Nothing is
-// lost in either case.
+// end is called when the handler of a request has returned or panicked.
+func (s *Server) end(c *conn, returned bool) {
+	hijacked, st := c.end()
+	if !hijacked {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	switch {
+	case st == nil:
+	case returned && !s.isClosed():
+		s.start(st)
+	default:
+		st.Close()
+	}
+	s.notify()
+}
+
+// Hold stops accepting and waits until every connection is detached or gone:
+// first those of HTTP, then, because their owners may be in the middle of a
+// call to one of those, the streams. When ctx ends first it returns a
+// [*BusyError]; the caller then either cancels the rest with [Server.Cut] and
+// holds again, or releases. Nothing is lost in either case.
+//
+// Event streams and hijacked connections that are not streams would keep it
+// for ever: once nothing else is in flight, their requests are cancelled.
 func (s *Server) Hold(ctx context.Context) error {
 	s.mu.Lock()
 	s.holding.Store(true)
@@ -268,12 +337,16 @@ func (s *Server) Hold(ctx context.Context) error {
 	for _, c := range s.connections() { // those that come later see for themselves
 		c.interrupt()
 	}
-	for {
-		done, onlyStreams := s.held()
-		if done {
+	for moving := false; ; {
+		idle, endless := s.held()
+		if idle && !moving {
+			moving = true
+			s.moveStreams()
+		}
+		if idle && s.streamsHeld() {
 			return nil
 		}
-		if onlyStreams { // they would never end by themselves
+		if endless {
 			for _, c := range s.connections() {
 				c.cancelRequest()
 			}
@@ -286,8 +359,8 @@ func (s *Server) Hold(ctx context.Context) error {
 	}
 }
 
-// held tells whether nothing is in flight, or nothing but event streams.
-func (s *Server) held() (done, onlyStreams bool) {
+// held tells whether no request is in flight, or none that ever ends.
+func (s *Server) held() (idle, endless bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.listeners {
@@ -296,7 +369,7 @@ func (s *Server) held() (done, onlyStreams bool) {
 		}
 	}
 	for c := range s.conns {
-		if _, stream := c.busy(); !stream {
+		if _, endless := c.busy(); !endless {
 			return false, false
 		}
 	}
@@ -304,7 +377,7 @@ func (s *Server) held() (done, onlyStreams bool) {
 }
 
 // Busy names the requests in flight, and how many connections are in the
-// middle of sending one.
+// middle of sending one, or handled by their owners.
 func (s *Server) Busy() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,10 +394,17 @@ func (s *Server) Busy() []string {
 	if others > 0 {
 		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
 	}
+	streams := map[string]int{}
+	for st := range s.streams {
+		streams[st.owner]++
+	}
+	for _, owner := range slices.Sorted(maps.Keys(streams)) {
+		routes = append(routes, fmt.Sprintf("%d connection(s) of module %s", streams[owner], owner))
+	}
 	return routes
 }
 
-// Cut cancels the requests in flight with [ErrReloading] as the cause, and
+// Cut cancels the requests in flight with the Reloading error as the cause, and
 // waits for nothing more from clients that are slow to send the rest of one.
 func (s *Server) Cut() {
 	for _, c := range s.connections() {
@@ -334,7 +414,10 @@ func (s *Server) Cut() {
 	}
 }
 
-// connections are those that are not detached.
+// Cancelled counts what was cancelled since the last call.
+func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
+
+// connections are those of HTTP that are not detached.
 func (s *Server) connections() []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -348,6 +431,11 @@ func (s *Server) Release() {
 	s.holding.Store(false)
 	detached := s.detached
 	s.detached = nil
+	for _, st := range s.parted {
+		st.settle()
+		s.start(st)
+	}
+	s.parted = nil
 	for _, l := range s.listeners {
 		if l.paused {
 			l.paused = false
@@ -356,8 +444,12 @@ func (s *Server) Release() {
 			l.resume = make(chan struct{})
 		}
 	}
+	expecting := s.expecting
 	s.mu.Unlock()
 	s.Adopt(detached)
+	if !expecting {
+		s.Open()
+	}
 }
 
 // Adopt serves connections that came from elsewhere. It takes responsibility
@@ -368,24 +460,32 @@ func (s *Server) Adopt(conns []Detached) {
 	}
 }
 
-// Detached gives away the connections that the hold detached.
-func (s *Server) Detached() []Detached {
+// Detached gives away the connections that the hold detached. Those that
+// cannot go on elsewhere are closed, and counted.
+func (s *Server) Detached() (conns []Detached, closed int) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	detached := s.detached
-	s.detached = nil
-	return detached
+	conns, parted := s.detached, s.parted
+	s.detached, s.parted = nil, nil
+	s.mu.Unlock()
+	for _, st := range parted {
+		d, err := st.take()
+		if err != nil {
+			s.log.Warn("a connection cannot move", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
+			closed++
+			continue
+		}
+		conns = append(conns, d)
+	}
+	return conns, closed
 }
 
 // Close closes everything that is left and waits for the server's goroutines.
 // Handlers that ignore their context are not waited for.
 func (s *Server) Close() {
 	s.mu.Lock()
-	select {
-	case <-s.closed:
+	if s.isClosed() {
 		s.mu.Unlock()
 		return
-	default:
 	}
 	close(s.closed)
 	for _, l := range s.listeners {
@@ -394,8 +494,23 @@ func (s *Server) Close() {
 	for _, c := range s.detached {
 		c.Close()
 	}
-	s.detached = nil
+	for _, st := range s.parted {
+		st.Close()
+	}
+	for st := range s.streams {
+		st.Close()
+	}
+	s.detached, s.parted = nil, nil
 	s.mu.Unlock()
 	s.http.Close()
 	s.tasks.Wait()
+	ended := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(time.Second):
+	}
 }

@@ -20,7 +20,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var (
+	quiet   = slog.New(slog.NewTextHandler(io.Discard, nil))
+	options = serve.Options{Log: quiet, Moving: errors.New("moving"), Reloading: errors.New("reloading")}
+)
 
 // newServer serves h, held, on a free port.
 func newServer(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
@@ -29,8 +32,8 @@ func newServer(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve.New(h, quiet)
-	s.Listen(ln)
+	s := serve.New(h, options)
+	s.Listen("", ln)
 	t.Cleanup(s.Close)
 	return s, ln.Addr().String()
 }
@@ -131,7 +134,7 @@ func TestDetachedConnectionsMove(t *testing.T) {
 	next, _ := newServer(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "next") })
 	next.Release()
 	c.send(request)
-	moved := old.Detached()
+	moved, _ := old.Detached()
 	if len(moved) != 1 {
 		t.Fatalf("%d connections were detached, want 1", len(moved))
 	}
@@ -178,7 +181,7 @@ func TestCutCancelsWithACause(t *testing.T) {
 	c.send(request)
 	<-begun
 	s.Cut()
-	if err := <-cause; !errors.Is(err, serve.ErrReloading) {
+	if err := <-cause; !errors.Is(err, options.Reloading) {
 		t.Errorf("cause = %v, want ErrReloading", err)
 	}
 	if err := hold(t, s, 10*time.Second); err != nil {
@@ -193,8 +196,8 @@ func TestNothingIsAcceptedDuringAHold(t *testing.T) {
 	if err := hold(t, s, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(s.Detached()); n != 0 {
-		t.Errorf("%d connections were accepted during the hold", n)
+	if conns, _ := s.Detached(); len(conns) != 0 {
+		t.Errorf("%d connections were accepted during the hold", len(conns))
 	}
 	s.Release()
 	if got := c.answer(); got != "200 /path" {

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -379,7 +380,11 @@ func (s *supervisor) takesOver(w *worker) {
 		return
 	}
 	s.restarted(w)
-	s.say("generation %d serves on http://%s (process %d)", w.generation, w.serving.Listen[0], w.pid)
+	address := w.serving.Listen[0]
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
+	}
+	s.say("generation %d serves on %s (process %d)", w.generation, address, w.pid)
 	s.startWaiting()
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"orchestrator/modules"
+	"orchestrator/modules/chat"
 	"orchestrator/modules/counter"
 	"orchestrator/modules/hello"
 	"orchestrator/modules/kv"
@@ -12,5 +13,6 @@ import (
 var compiledIn = modules.List{
 	{Name: "hello", New: hello.New},
 	{Name: "counter", New: counter.New},
+	{Name: "chat", New: chat.New},
 	{Name: "kv", New: kv.New},
 }

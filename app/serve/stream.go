@@ -1,0 +1,472 @@
+package serve
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// Limits of what goes with a stream when it moves.
+const (
+	maxUnread = 1 << 20  // read and not marked
+	maxUnsent = 1 << 20  // written while the client takes nothing
+	maxKept   = 64 << 10 // of [Stream.Keep]
+	maxLine   = 64 << 10 // of [Stream.ReadLine]
+)
+
+var (
+	errLineTooLong = fmt.Errorf("serve: a line of more than %d bytes", maxLine)
+	errKeptTooMuch = fmt.Errorf("serve: more than %d bytes to keep", maxKept)
+	errTooSlow     = fmt.Errorf("serve: the client leaves more than %d bytes untaken", maxUnsent)
+)
+
+// Stream is a connection that is not HTTP's, or not any more. It belongs to an
+// owner, whose handler reads and writes it. When it moves, reads end with the
+// server's Moving error and writes are queued; what was read and not marked as
+// handled goes along, and so does what the client has not taken.
+type Stream struct {
+	socket
+	server *Server
+	owner  string
+
+	reads  sync.Mutex // held by a reader
+	writes sync.Mutex // held by a writer; before mu
+
+	mu       sync.Mutex // guards the fields below
+	moving   bool
+	moved    chan struct{} // closed with moving
+	begun    chan struct{} // closed by the first read of a handler, or its end
+	reading  bool          // begun is closed
+	closed   bool
+	unread   []byte // read and not marked as handled
+	given    int    // of unread: what the handler has got
+	unmarked bool   // there was too much to be kept
+	unsent   []byte
+	kept     []byte
+	facade   any
+}
+
+func newStream(s *Server, sock socket, d Detached) *Stream {
+	st := &Stream{socket: sock, server: s, owner: d.Owner, unread: d.Unread, unsent: d.Unsent, kept: d.Kept}
+	st.settle()
+	return st
+}
+
+// settle is the state of a stream whose handler is about to begin.
+func (st *Stream) settle() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.moving, st.reading, st.given = false, false, 0
+	st.moved, st.begun = make(chan struct{}), make(chan struct{})
+	st.socket.SetDeadline(time.Time{})
+}
+
+// run is the life of a stream in this process, from one handler's beginning
+// to its end.
+func (s *Server) run(st *Stream) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	st.mu.Lock()
+	moved := st.moved
+	st.mu.Unlock()
+	flushed := make(chan struct{})
+	st.writes.Lock() // before the handler can
+	go func() {
+		defer close(flushed)
+		defer st.writes.Unlock()
+		st.flush()
+	}()
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-moved:
+			cancel(s.opts.Moving)
+		case <-done:
+		}
+	}()
+	err := s.opts.Stream(ctx, st.owner, st)
+	close(done)
+	if !errors.Is(err, s.opts.Moving) || !st.Moving() {
+		st.Close()
+	}
+	<-flushed
+	st.hasBegun()
+	if err != nil && !errors.Is(err, s.opts.Moving) && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		s.log.Warn("connection ended", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.streams, st)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.closed {
+		if s.isClosed() {
+			st.socket.Close()
+		} else {
+			s.parted = append(s.parted, st)
+		}
+	}
+	s.notify()
+}
+
+// start begins the handler of a stream. s.mu is held.
+func (s *Server) start(st *Stream) {
+	s.streams[st] = struct{}{}
+	s.running.Go(func() { s.run(st) })
+}
+
+func (s *Server) adoptStream(st *Stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed() {
+		st.Close()
+		return
+	}
+	s.start(st)
+}
+
+// moveStreams tells every handler of a stream that it shall move.
+func (s *Server) moveStreams() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gate = make(chan struct{})
+	for st := range s.streams {
+		st.move()
+	}
+}
+
+// streamsHeld tells whether no handler of a stream runs.
+func (s *Server) streamsHeld() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.streams) == 0
+}
+
+// Expect keeps streams from being read after the next Release, until
+// [Server.Open]: more are to be adopted.
+func (s *Server) Expect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expecting = true
+}
+
+// openLimit is how long the handlers of some streams may keep those of others
+// from reading.
+const openLimit = 5 * time.Second
+
+// Open lets streams be read, as soon as the handlers of all those that were
+// adopted wait for it: whatever a client's message makes a handler tell the
+// others, none is missed.
+func (s *Server) Open() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expecting = false
+	gate := s.gate
+	begun := make([]chan struct{}, 0, len(s.streams))
+	for st := range s.streams {
+		begun = append(begun, st.begun)
+	}
+	if len(begun) == 0 {
+		closeOnce(gate)
+		return
+	}
+	s.running.Go(func() {
+		limit := time.After(openLimit)
+		for _, b := range begun {
+			select {
+			case <-b:
+				continue
+			case <-limit:
+				s.log.Warn("not every connection that has moved is being read", "after", openLimit)
+			case <-s.closed:
+			}
+			break
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		closeOnce(gate)
+	})
+}
+
+func closeOnce(gate chan struct{}) {
+	select {
+	case <-gate:
+	default:
+		close(gate)
+	}
+}
+
+// gateOpen is closed when streams may be read.
+func (s *Server) gateOpen() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gate
+}
+
+// move tells the handler that the stream shall move.
+func (st *Stream) move() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.moving {
+		st.moving = true
+		close(st.moved)
+		st.socket.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// Moving tells whether the stream shall move.
+func (st *Stream) Moving() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.moving
+}
+
+// take gives a stream whose handler has ended away.
+func (st *Stream) take() (Detached, error) {
+	st.writes.Lock()
+	defer st.writes.Unlock()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return Detached{}, net.ErrClosed
+	}
+	st.closed = true
+	if st.unmarked {
+		st.socket.Close()
+		return Detached{}, fmt.Errorf("serve: more than %d bytes were read without a Mark", maxUnread)
+	}
+	return Detached{Conn: st.socket, Owner: st.owner, Unread: st.unread, Unsent: st.unsent, Kept: st.kept}, nil
+}
+
+// hasBegun tells that the handler is ready for what may be read.
+func (st *Stream) hasBegun() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.reading {
+		st.reading = true
+		close(st.begun)
+	}
+}
+
+// await waits until the stream may be read.
+func (st *Stream) await() error {
+	st.hasBegun()
+	st.mu.Lock()
+	moved := st.moved
+	moving := st.moving
+	st.mu.Unlock()
+	if moving {
+		return st.server.opts.Moving
+	}
+	select {
+	case <-st.server.gateOpen():
+		return nil
+	case <-moved:
+		return st.server.opts.Moving
+	}
+}
+
+// Read implements net.Conn. What it returns counts as handled after
+// [Stream.Mark].
+func (st *Stream) Read(p []byte) (int, error) {
+	st.reads.Lock()
+	defer st.reads.Unlock()
+	if err := st.await(); err != nil {
+		return 0, err
+	}
+	st.mu.Lock()
+	if n := copy(p, st.unread[st.given:]); n > 0 {
+		st.given += n
+		st.mu.Unlock()
+		return n, nil
+	}
+	st.mu.Unlock()
+	n, err := st.socket.Read(p)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.unmarked = st.unmarked || len(st.unread)+n > maxUnread; st.unmarked {
+		st.unread = nil
+	} else {
+		st.unread = append(st.unread, p[:n]...)
+	}
+	st.given = len(st.unread)
+	if n == 0 && st.moving && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = st.server.opts.Moving
+	}
+	return n, err
+}
+
+// ReadLine returns the next line without its end, and marks it as handled. At
+// the end of the stream it returns what is left, with io.EOF.
+func (st *Stream) ReadLine() (string, error) {
+	st.reads.Lock()
+	defer st.reads.Unlock()
+	for {
+		if err := st.await(); err != nil {
+			return "", err
+		}
+		st.mu.Lock()
+		rest := st.unread[st.given:]
+		if end := bytes.IndexByte(rest, '\n'); end >= 0 {
+			line := string(bytes.TrimSuffix(rest[:end], []byte("\r")))
+			st.unread, st.given = st.unread[st.given+end+1:], 0
+			st.mu.Unlock()
+			return line, nil
+		}
+		st.mu.Unlock()
+		if len(rest) > maxLine {
+			return "", errLineTooLong
+		}
+		var chunk [4096]byte
+		n, err := st.socket.Read(chunk[:])
+		st.mu.Lock()
+		st.unread = append(st.unread, chunk[:n]...)
+		moving := st.moving
+		rest = st.unread[st.given:]
+		st.mu.Unlock()
+		switch {
+		case n > 0 || err == nil:
+		case moving && errors.Is(err, os.ErrDeadlineExceeded):
+			return "", st.server.opts.Moving
+		default:
+			return string(rest), err
+		}
+	}
+}
+
+// Mark says that all that was read so far has been handled.
+func (st *Stream) Mark() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.given == len(st.unread) {
+		st.unread = st.unread[:0]
+	} else {
+		st.unread = st.unread[st.given:]
+	}
+	st.given, st.unmarked = 0, false
+}
+
+// Keep replaces what goes along when the stream moves.
+func (st *Stream) Keep(b []byte) error {
+	if len(b) > maxKept {
+		return errKeptTooMuch
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.kept = bytes.Clone(b)
+	return nil
+}
+
+// Kept is what was kept last.
+func (st *Stream) Kept() []byte {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return bytes.Clone(st.kept)
+}
+
+// Facade returns what the first call has made, so that whoever knows the
+// stream under another type always means the same one.
+func (st *Stream) Facade(first func() any) any {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.facade == nil {
+		st.facade = first()
+	}
+	return st.facade
+}
+
+// Write implements net.Conn. While the stream moves, what the client cannot
+// take goes along.
+func (st *Stream) Write(p []byte) (int, error) {
+	st.writes.Lock()
+	defer st.writes.Unlock()
+	if queued, err := st.queue(p); queued || err != nil {
+		return len(p), err
+	}
+	n, err := st.socket.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if queued, err := st.queue(p[n:]); queued || err != nil {
+			return len(p), err
+		}
+	}
+	return n, err
+}
+
+// queue keeps p for later if it cannot be written now. st.writes is held.
+func (st *Stream) queue(p []byte) (bool, error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return false, net.ErrClosed
+	}
+	if !st.moving {
+		return false, nil
+	}
+	if len(st.unsent)+len(p) > maxUnsent {
+		st.closed = true
+		st.socket.Close()
+		return false, errTooSlow
+	}
+	st.unsent = append(st.unsent, p...)
+	return true, nil
+}
+
+// flush writes what came along. st.writes is held.
+func (st *Stream) flush() {
+	st.mu.Lock()
+	unsent := st.unsent
+	st.mu.Unlock()
+	if len(unsent) == 0 {
+		return
+	}
+	n, err := st.socket.Write(unsent)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.unsent = unsent[n:]
+	if err != nil && !st.moving {
+		st.closed = true
+		st.socket.Close()
+	}
+}
+
+// SetReadDeadline implements net.Conn.
+func (st *Stream) SetReadDeadline(t time.Time) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.moving {
+		return nil
+	}
+	return st.socket.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (st *Stream) SetWriteDeadline(t time.Time) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.moving {
+		return nil
+	}
+	return st.socket.SetWriteDeadline(t)
+}
+
+// SetDeadline implements net.Conn.
+func (st *Stream) SetDeadline(t time.Time) error {
+	return errors.Join(st.SetReadDeadline(t), st.SetWriteDeadline(t))
+}
+
+// Close implements net.Conn.
+func (st *Stream) Close() error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return net.ErrClosed
+	}
+	st.closed = true
+	return st.socket.Close()
+}

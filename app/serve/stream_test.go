@@ -1,0 +1,230 @@
+package serve_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"orchestrator/app/serve"
+)
+
+// streams is two servers between which the streams of one owner go back and
+// forth, after they have all been detached.
+type streams struct {
+	t         *testing.T
+	now, next *serve.Server
+	address   string
+}
+
+func newStreams(t *testing.T, handle func(ctx context.Context, st *serve.Stream) error) *streams {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := options
+	opts.Stream = func(ctx context.Context, owner string, st *serve.Stream) error {
+		if owner != "me" {
+			t.Errorf("owner %q", owner)
+		}
+		return handle(ctx, st)
+	}
+	a, b := serve.New(nil, opts), serve.New(nil, opts)
+	t.Cleanup(a.Close)
+	t.Cleanup(b.Close)
+	a.Listen("me", ln)
+	a.Release()
+	b.Release()
+	return &streams{t, a, b, ln.Addr().String()}
+}
+
+func (s *streams) move(n int) {
+	s.t.Helper()
+	if err := hold(s.t, s.now, 10*time.Second); err != nil {
+		s.t.Fatal(err)
+	}
+	conns, closed := s.now.Detached()
+	if len(conns) != n || closed != 0 {
+		s.t.Fatalf("%d connections were detached and %d closed, want %d and none", len(conns), closed, n)
+	}
+	s.now.Release()
+	if err := hold(s.t, s.next, 10*time.Second); err != nil {
+		s.t.Fatal(err)
+	}
+	s.next.Expect()
+	s.next.Release()
+	s.next.Adopt(conns)
+	s.next.Open()
+	s.now, s.next = s.next, s.now
+}
+
+func (c *client) line() string {
+	c.t.Helper()
+	line, err := c.in.ReadString('\n')
+	if err != nil {
+		c.t.Fatalf("no line: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// TestLinesMoveAtEveryByte cuts what a client sends at every byte, and moves
+// the connection there: each line is handled once.
+func TestLinesMoveAtEveryByte(t *testing.T) {
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		for {
+			line, err := st.ReadLine()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(st, "<%s>\n", line)
+		}
+	})
+	c := dial(t, s.address)
+	c.send("begin\n")
+	c.line()
+	text := "one\ntwo\r\n\nthree\n"
+	for cut := range len(text) + 1 {
+		c.send(text[:cut])
+		s.move(1)
+		c.send(text[cut:])
+		for _, want := range []string{"<one>", "<two>", "<>", "<three>"} {
+			if got := c.line(); got != want {
+				t.Fatalf("cut after %d bytes: %q, want %q", cut, got, want)
+			}
+		}
+	}
+	c.send("rest")
+	c.Conn.(*net.TCPConn).CloseWrite()
+	if rest, err := io.ReadAll(c.in); err != nil || len(rest) != 0 {
+		t.Errorf("after the end: %q, %v", rest, err)
+	}
+}
+
+// TestWhatIsNotMarkedIsReadAgain reads messages of four bytes, two of which
+// are marked together.
+func TestWhatIsNotMarkedIsReadAgain(t *testing.T) {
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		kept := string(st.Kept())
+		var m [4]byte
+		for n := 1; ; n++ {
+			if _, err := io.ReadFull(st, m[:]); err != nil {
+				return err
+			}
+			fmt.Fprintf(st, "%s after %q\n", m[:], kept)
+			if n%2 == 0 {
+				st.Mark()
+				kept += string(m[:])
+				if err := st.Keep([]byte(kept)); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	c := dial(t, s.address)
+	expect := func(want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if got := c.line(); got != w {
+				t.Fatalf("got %q, want %q", got, w)
+			}
+		}
+	}
+	c.send("aaaabbbbcccc")
+	expect(`aaaa after ""`, `bbbb after ""`, `cccc after "bbbb"`)
+	s.move(1)
+	expect(`cccc after "bbbb"`) // again: it was not marked
+	c.send("dd")
+	s.move(1)
+	expect(`cccc after "bbbb"`)
+	c.send("dd")
+	expect(`dddd after "bbbb"`)
+	s.move(1)
+	c.send("eeee")
+	expect(`eeee after "bbbbdddd"`)
+}
+
+// TestOutputMoves writes more than the client takes, moves, and goes on.
+func TestOutputMoves(t *testing.T) {
+	const size, pieces = 100_000, 200
+	stuck := make(chan int, pieces+1)
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		var n int
+		fmt.Sscan(string(st.Kept()), &n)
+		for ; n < pieces && len(stuck) < cap(stuck); n++ {
+			if _, err := st.Write(bytes.Repeat([]byte{byte(n)}, size)); err != nil {
+				return err
+			}
+			st.Keep(fmt.Append(nil, n+1))
+			stuck <- n
+			if st.Moving() {
+				return options.Moving
+			}
+		}
+		st.Close()
+		return nil
+	})
+	c := dial(t, s.address)
+	written := <-stuck
+	for quiet := false; !quiet; { // until the client's buffers are full
+		select {
+		case written = <-stuck:
+		case <-time.After(100 * time.Millisecond):
+			quiet = true
+		}
+	}
+	if written == pieces-1 {
+		t.Skip("the kernel buffers everything")
+	}
+	s.move(1)
+	s.move(1) // the rest of a rest
+	got, err := io.ReadAll(c.in)
+	if err != nil || len(got) != size*pieces {
+		t.Fatalf("the client has got %d bytes, %v; want %d", len(got), err, size*pieces)
+	}
+	for i, b := range got {
+		if b != byte(i/size) {
+			t.Fatalf("byte %d is %d, want %d", i, b, i/size)
+		}
+	}
+}
+
+// TestReadsOpenWhenAllHandlersRead holds one handler back: the other one must
+// not read before it.
+func TestReadsOpenWhenAllHandlersRead(t *testing.T) {
+	begin, read := make(chan struct{}, 2), make(chan string, 2)
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		if string(st.Kept()) == "slow" {
+			<-begin
+		}
+		for {
+			line, err := st.ReadLine()
+			if err != nil {
+				return err
+			}
+			if err := st.Keep([]byte(line)); err != nil {
+				return err
+			}
+			read <- line
+		}
+	})
+	fast, slow := dial(t, s.address), dial(t, s.address)
+	fast.send("fast\n")
+	slow.send("slow\n")
+	<-read
+	<-read
+	s.move(2)
+	fast.send("now\n")
+	select {
+	case line := <-read:
+		t.Fatalf("%q was read before every handler had begun to read", line)
+	case <-time.After(50 * time.Millisecond): // it has had its chance
+	}
+	begin <- struct{}{}
+	if line := <-read; line != "now" {
+		t.Errorf("read %q, want now", line)
+	}
+}
