@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -143,8 +142,7 @@ func TestChatMissesNoLine(t *testing.T) {
 				want := control.Reloaded
 				if bad && i%2 == 1 {
 					want = control.Rejected
-					p.write("failpoint.new", setbacks[i/2%len(setbacks)])
-					p.check(os.Rename(p.path("failpoint.new"), place))
+					p.setback(i / 2)
 				}
 				o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
 				if err != nil || o.Outcome != want || want == control.Reloaded && o.Moved < clients {

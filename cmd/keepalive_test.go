@@ -2,7 +2,6 @@ package cmd_test
 
 import (
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -30,8 +29,7 @@ func TestKeptConnectionsNeverFail(t *testing.T) {
 				want := control.Reloaded
 				if i%5 == 4 {
 					want = control.Rejected
-					p.write("failpoint.new", setbacks[i/5%len(setbacks)])
-					p.check(os.Rename(p.path("failpoint.new"), place))
+					p.setback(i / 5)
 				}
 				mark := clients.answered.Load()
 				o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})

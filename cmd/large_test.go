@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -84,17 +83,11 @@ func (l *Large) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // largeProject serves a module that holds this much.
 func largeProject(p *project, mib int) (binary, holds string) {
-	p.write("modules/large/large.go", largeModule)
-	p.edit("cmd/orchestrator/modules.go", `"orchestrator/modules/kv"`, "\"orchestrator/modules/kv\"\n\t\"orchestrator/modules/large\"")
-	p.edit("cmd/orchestrator/modules.go", `{Name: "kv", New: kv.New},`, "{Name: \"kv\", New: kv.New},\n\t{Name: \"large\", New: large.New},")
+	p.addModule("large", largeModule)
 	p.write("config/main.yaml", "app:\n  hot_reload: false\n  listen: 127.0.0.1:0\n  probation: 100ms\nmodules:\n  - name: large\n")
 	binary = p.path("bin/orchestrator")
 	p.check(os.Remove(binary))
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags=failpoints", "-o", binary, "./cmd/orchestrator")
-	cmd.Dir, cmd.Env = p.dir, environ
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		p.t.Fatalf("build: %v\n%s", err, msg)
-	}
+	p.check(p.compile("bin/orchestrator"))
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
 	s, err := p.peek()
 	p.check(err)

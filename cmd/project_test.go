@@ -84,6 +84,21 @@ modules:
 // newProject copies the repository to dir and puts the program there.
 func newProject(t reporter, dir string) *project {
 	p := &project{t: t, dir: dir, log: filepath.Join(dir, "run.log")}
+	p.copySources()
+	bin, err := shipped()
+	p.check(err)
+	p.check(os.MkdirAll(filepath.Join(dir, "bin"), 0o755))
+	// Copied by another process: a descriptor open for writing here would be
+	// inherited by whatever another test starts just now, and make the file
+	// busy for as long as that takes to exec.
+	p.check(exec.Command("cp", bin, filepath.Join(dir, "bin", "orchestrator")).Run())
+	p.write("config/main.yaml", standardConfig)
+	return p
+}
+
+// copySources copies all that is needed to build.
+func (p *project) copySources() {
+	dir := p.dir
 	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -104,15 +119,6 @@ func newProject(t reporter, dir string) *project {
 		return os.WriteFile(filepath.Join(dir, rel), data, 0o644)
 	})
 	p.check(err)
-	bin, err := shipped()
-	p.check(err)
-	p.check(os.MkdirAll(filepath.Join(dir, "bin"), 0o755))
-	// Copied by another process: a descriptor open for writing here would be
-	// inherited by whatever another test starts just now, and make the file
-	// busy for as long as that takes to exec.
-	p.check(exec.Command("cp", bin, filepath.Join(dir, "bin", "orchestrator")).Run())
-	p.write("config/main.yaml", standardConfig)
-	return p
 }
 
 // testProject is a project that a test owns.

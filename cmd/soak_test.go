@@ -50,8 +50,7 @@ func TestSoak(t *testing.T) {
 		want := control.Reloaded
 		if i%2 == 1 {
 			want = control.Rejected
-			p.write("failpoint.new", setbacks[i/2%len(setbacks)])
-			p.check(os.Rename(p.path("failpoint.new"), place))
+			p.setback(i / 2)
 		}
 		o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
 		if err != nil || o.Outcome != want {

@@ -26,8 +26,8 @@ func TestTheShippedFileIsValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Modules) != 3 || !cfg.App.HotReload {
-		t.Errorf("Load(main.yaml) = %+v, want hot reload and three modules", cfg)
+	if len(cfg.Modules) != 4 || !cfg.App.HotReload {
+		t.Errorf("Load(main.yaml) = %+v, want hot reload and four modules", cfg)
 	}
 }
 

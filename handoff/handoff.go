@@ -136,7 +136,13 @@ func (u *Upgrader) Ready() error { return u.tf.Ready() }
 // Stop unlinks Unix sockets and lets no upgrade begin any more. It is for the
 // end of the program only: in a generation that was replaced, or that has not
 // taken over, it would do harm.
-func (u *Upgrader) Stop() { u.tf.Stop() }
+func (u *Upgrader) Stop() {
+	u.tf.Stop()
+	select {
+	case <-u.tf.Exit(): // its loop has unlinked them
+	case <-time.After(time.Second):
+	}
+}
 
 // Candidate is the next generation as the serving one sees it.
 type Candidate struct {

@@ -1,0 +1,400 @@
+package cmd_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"orchestrator/app/control"
+)
+
+// reloadUntil reloads again and again, with every fifth candidate failing,
+// until the clients have done enough, which they say by closing enough.
+func (p *project) reloadUntil(binary string, enough <-chan struct{}) (reloads int) {
+	for ; ; reloads++ {
+		select {
+		case <-enough:
+			return reloads
+		default:
+		}
+		want := control.Reloaded
+		if reloads%5 == 4 {
+			want = control.Rejected
+			p.setback(reloads / 5)
+		}
+		o, err := p.upgrade(control.ReloadRequest{Binary: binary, TimeoutMS: 60_000})
+		if err != nil || o.Outcome != want {
+			p.t.Fatalf("reload %d = %+v, %v; want %s", reloads, o, err, want)
+		}
+	}
+}
+
+// exchange is what a client sends at once, and what it gets.
+type exchange struct{ name, method, text, want string }
+
+var exchanges = []exchange{
+	{"get", "GET", "GET /zoo/echo HTTP/1.1\r\nHost: x\r\n\r\n", "200 GET  <nil>"},
+	{"head", "HEAD", "HEAD /zoo/echo HTTP/1.1\r\nHost: x\r\n\r\n", "200 "},
+	{"length", "POST", "POST /zoo/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", "200 POST hello <nil>"},
+	{"chunked", "POST", "POST /zoo/echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", "200 POST abcde <nil>"},
+	{"expect", "POST", "POST /zoo/echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nhi", "100 ,200 POST hi <nil>"},
+	{"pipelined", "POST", "POST /zoo/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\noneGET /zoo/echo HTTP/1.1\r\nHost: x\r\n\r\n", "200 POST one <nil>,200 GET  <nil>"},
+	{"pipelined after chunks", "POST", "POST /zoo/echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\nGET /zoo/echo HTTP/1.1\r\nHost: x\r\n\r\n", "200 POST one <nil>,200 GET  <nil>"},
+}
+
+// answers reads as many answers as are wanted.
+func (e exchange) answers(in *bufio.Reader) (string, error) {
+	var got []string
+	for range strings.Count(e.want, ",") + 1 {
+		resp, err := http.ReadResponse(in, &http.Request{Method: e.method})
+		if err != nil {
+			return strings.Join(got, ","), err
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			return strings.Join(got, ","), err
+		}
+		got = append(got, fmt.Sprint(resp.StatusCode, " ", strings.TrimSpace(string(body))))
+	}
+	return strings.Join(got, ","), nil
+}
+
+// TestNoByteOfARequestIsLost has clients that send requests of all kinds in
+// two pieces, cut at every byte, and byte by byte, each always on the same
+// connection, while the program reloads all the time.
+func TestNoByteOfARequestIsLost(t *testing.T) {
+	t.Parallel()
+	p, binary, address := zooTest(t, "drain: 500ms", "drain: 20s", "max_pause: 250ms", "max_pause: 2s")
+	var clients sync.WaitGroup
+	for _, e := range exchanges {
+		for _, single := range []bool{false, true} {
+			clients.Go(func() {
+				c, err := net.Dial("tcp", address)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				in := bufio.NewReader(c)
+				for cut := range len(e.text) + 1 {
+					c.SetDeadline(time.Now().Add(patience))
+					pieces := []string{e.text[:cut], e.text[cut:]}
+					if single {
+						pieces = strings.Split(e.text, "")
+						if cut > 6 {
+							break
+						}
+					}
+					for _, piece := range pieces {
+						io.WriteString(c, piece)
+						<-time.After(time.Millisecond) // the client's pace
+					}
+					if got, err := e.answers(in); err != nil || got != e.want {
+						t.Errorf("%s, in %d pieces, cut after %d bytes: %q, %v; want %q", e.name, len(pieces), cut, got, err, e.want)
+						return
+					}
+				}
+			})
+		}
+	}
+	leaving, left := make(chan struct{}), make(chan struct{})
+	go func() { // clients that go away in the middle
+		defer close(left)
+		for n := 0; ; n++ {
+			select {
+			case <-leaving:
+				return
+			default:
+			}
+			if c, err := net.Dial("tcp", address); err == nil {
+				io.WriteString(c, exchanges[3].text[:n%len(exchanges[3].text)])
+				c.Close()
+			}
+			<-time.After(time.Millisecond)
+		}
+	}()
+	enough := make(chan struct{})
+	go func() { clients.Wait(); close(enough) }()
+	reloads := p.reloadUntil(binary, enough)
+	close(leaving)
+	<-left
+	if reloads < 10 {
+		t.Errorf("there were %d reloads only", reloads)
+	}
+	t.Logf("%d reloads", reloads)
+	p.reloads(binary)
+}
+
+// TestHoldsFindTheirMoment has eight clients on a handler of 3 ms, eight on
+// one of 300 ms, which is longer than the first hold, and eight on one that
+// calls another module: no reload is refused, no request fails.
+func TestHoldsFindTheirMoment(t *testing.T) {
+	t.Parallel()
+	p, binary, address := zooTest(t, "drain: 500ms", "drain: 20s")
+	var clients sync.WaitGroup
+	stop := make(chan struct{})
+	var answered [3]atomic.Int64
+	for i, path := range []string{"/zoo/slow?ms=3", "/zoo/slow?ms=300", "/zoo/call"} {
+		for range 8 {
+			clients.Go(func() {
+				c := &http.Client{Transport: &http.Transport{}}
+				defer c.CloseIdleConnections()
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					resp, err := c.Post("http://"+address+path, "", strings.NewReader("x"))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					body, err := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if err != nil || resp.StatusCode != http.StatusOK {
+						t.Errorf("%s: %s %q, %v", path, resp.Status, body, err)
+						return
+					}
+					answered[i].Add(1)
+					<-time.After(time.Millisecond) // pace
+				}
+			})
+		}
+	}
+	for range 8 {
+		p.reloads(binary)
+	}
+	close(stop)
+	clients.Wait()
+	if n, err := count(address); err != nil || n != answered[2].Load() {
+		t.Errorf("the counter is %d, %v; answered %d", n, err, answered[2].Load())
+	}
+	t.Logf("answered: %d at 3 ms, %d at 300 ms, %d calls", answered[0].Load(), answered[1].Load(), answered[2].Load())
+}
+
+// TestALongRequestIsNamedOrCancelled waits for app.drain, refuses and names
+// the request, and with --force cancels it with its cause.
+func TestALongRequestIsNamedOrCancelled(t *testing.T) {
+	t.Parallel()
+	p, binary, address := zooTest(t)
+	answer := make(chan string, 1)
+	go func() {
+		status, body, err := do(http.MethodGet, "http://"+address+"/zoo/slow?ms=60000", "")
+		answer <- fmt.Sprint(status, " ", body, " ", err)
+	}()
+	before, err := p.peek()
+	p.check(err)
+	var o *control.Outcome
+	p.wait("the request to be in the way", func() bool {
+		o, err = p.upgrade(control.ReloadRequest{Binary: binary})
+		return err != nil || o.Outcome == control.Rejected
+	})
+	p.check(err)
+	if !strings.Contains(o.Error, "GET /zoo/slow") || !strings.Contains(o.Error, "--force") || o.Cancelled != 0 {
+		t.Errorf("reload = %+v, want the busy route and what to do", *o)
+	}
+	if s, err := p.peek(); err != nil || s.State != "serving" || s.Generation < before.Generation {
+		t.Errorf("after the refusal: %+v, %v", s, err)
+	}
+	o, err = p.upgrade(control.ReloadRequest{Binary: binary, Force: true})
+	if err != nil || o.Outcome != control.Reloaded || o.Cancelled != 1 {
+		t.Errorf("reload --force = %+v, %v; want reloaded, 1 cancelled", o, err)
+	}
+	if got := <-answer; got != "503 modules: the request was cancelled by a reload <nil>" {
+		t.Errorf("the cancelled request was answered %q", got)
+	}
+}
+
+// TestStreamsThatCannotMoveEndWithACause: an event stream and a connection
+// that was hijacked in the ordinary way hold nothing up, and are left alone by
+// a candidate that fails before it is prepared.
+func TestStreamsThatCannotMoveEndWithACause(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []struct{ path, hello string }{{"/zoo/events", "data: begin"}, {"/zoo/raw", "HTTP/1.1 101"}} {
+		t.Run(kind.path, func(t *testing.T) {
+			t.Parallel()
+			p, binary, address := zooTest(t)
+			c, err := net.Dial("tcp", address)
+			p.check(err)
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			in := bufio.NewReader(c)
+			fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", kind.path)
+			until := func(want string) {
+				t.Helper()
+				for {
+					line, err := in.ReadString('\n')
+					if err != nil {
+						t.Fatalf("the stream ended before %q: %v", want, err)
+					}
+					if strings.Contains(line, want) {
+						return
+					}
+				}
+			}
+			until(kind.hello)
+			p.write("failpoint", "candidate.before.prepared exit1")
+			if o, err := p.upgrade(control.ReloadRequest{Binary: binary}); err != nil || o.Outcome != control.Rejected || o.Cancelled != 0 {
+				t.Fatalf("reload = %+v, %v; want rejected, nothing cancelled", o, err)
+			}
+			if kind.path == "/zoo/raw" {
+				fmt.Fprintln(c, "still there")
+				until("still there")
+			}
+			o, err := p.upgrade(control.ReloadRequest{Binary: binary})
+			if err != nil || o.Outcome != control.Reloaded || o.Cancelled != 1 || o.StagesMS["hold"] > 200 {
+				t.Errorf("reload = %+v, %v; want reloaded at once, 1 cancelled", o, err)
+			}
+			until("cancelled by a reload")
+		})
+	}
+}
+
+// TestFiveThousandIdleConnections keeps them through a reload.
+func TestFiveThousandIdleConnections(t *testing.T) {
+	t.Parallel()
+	const n = 5000
+	p, b, before := started(t)
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		c, err := net.Dial("tcp", before.Listen[0])
+		p.check(err)
+		defer c.Close()
+		conns[i] = c
+	}
+	each := func() {
+		t.Helper()
+		for i, c := range conns {
+			if err := postOn(c, bufio.NewReader(c)); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+	}
+	each()
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
+	if err != nil || o.Outcome != control.Reloaded || o.Moved != n {
+		t.Fatalf("reload = %+v, %v; want reloaded, %d moved", o, err, n)
+	}
+	each()
+	if have, err := count(before.Listen[0]); err != nil || have != 3+2*n {
+		t.Errorf("the counter is %d, %v; want %d", have, err, 3+2*n)
+	}
+	t.Logf("%d connections moved, pause %.1f ms, in all %.1f ms", o.Moved, o.StagesMS["pause"], o.TotalMS)
+}
+
+// TestDescriptorsStayFlat reloads a hundred times with 512 busy connections.
+func TestDescriptorsStayFlat(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("counts in /proc")
+	}
+	p, b, _ := started(t)
+	clients := keepAlive(p.address(), 512)
+	p.wait("every client to be answered", func() bool { return clients.answered.Load() > 1024 })
+	files := func() int {
+		s, err := p.peek()
+		p.check(err)
+		return open(s.PID) + open(s.SupervisorPID)
+	}
+	p.reloads(b.old)
+	var first int
+	p.wait("the first generation to go", func() bool { first = files(); return len(p.processes()) == 2 })
+	for range 100 {
+		if o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000}); err != nil || o.Outcome != control.Reloaded {
+			t.Fatalf("reload = %+v, %v", o, err)
+		}
+	}
+	p.wait("the descriptors to be as before", func() bool { return files() <= first && len(p.processes()) == 2 })
+	clients.end()
+	if clients.failed.Load()+clients.redialled.Load() != 0 {
+		t.Errorf("%d requests failed, %d connections were dialled again: %v", clients.failed.Load(), clients.redialled.Load(), clients.why.Load())
+	}
+}
+
+// address is where the program serves HTTP.
+func (p *project) address() string {
+	s, err := p.peek()
+	p.check(err)
+	return s.Listen[0]
+}
+
+// TestUnixSockets serves HTTP and the chat on them, keeps both kinds of
+// connections through reloads and rollbacks, leaves no file behind, and takes
+// over one that a crash has left.
+func TestUnixSockets(t *testing.T) {
+	t.Parallel()
+	p, b := lightTest(t)
+	p.edit("config/main.yaml", "listen: 127", "listen: unix://web.sock #")
+	p.edit("config/main.yaml", "  - name: kv\n", "  - name: chat\n    listen: unix://chat.sock\n  - name: kv\n")
+	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
+	dial := func(name string) net.Conn {
+		c, err := net.Dial("unix", p.path(name))
+		p.check(err)
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(patience))
+		return c
+	}
+	web := dial("web.sock")
+	in := bufio.NewReader(web)
+	one, two := &talker{conn: dial("chat.sock")}, &talker{conn: dial("chat.sock")}
+	one.in, two.in = bufio.NewReader(one.conn), bufio.NewReader(two.conn)
+	heard := make(chan error, 1)
+	go func() { _, err := two.hear(); heard <- err }()
+	p.wait("the chat to have both", func() bool {
+		p.check(one.say("sync"))
+		select {
+		case err := <-heard:
+			p.check(err)
+			return true
+		default:
+			return false
+		}
+	})
+	for i := range 6 {
+		if i%2 == 1 {
+			p.setback(i)
+		}
+		o, err := p.upgrade(control.ReloadRequest{Binary: b.old, WaitProbation: true})
+		if err != nil || (o.Outcome == control.Reloaded) != (i%2 == 0) {
+			t.Fatalf("reload %d = %+v, %v", i, o, err)
+		}
+		p.check(postOn(web, in))
+		p.check(one.say(fmt.Sprint("line ", i)))
+		for line := "sync"; line != fmt.Sprint("line ", i); {
+			line, err = two.hear()
+			p.check(err)
+		}
+	}
+	s, err := p.peek()
+	p.check(err)
+	if s.Listen[0] != "unix://web.sock" {
+		t.Errorf("status says it listens on %q", s.Listen)
+	}
+	p.check(syscall.Kill(s.PID, syscall.SIGKILL)) // leaves the files
+	p.wait("it to serve again", func() bool {
+		c, err := net.Dial("unix", p.path("web.sock"))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		return postOn(c, bufio.NewReader(c)) == nil
+	})
+	p.check(p.cmd.Process.Signal(sigterm))
+	p.ended()
+	for _, name := range []string{"web.sock", "chat.sock"} {
+		if _, err := os.Stat(p.path(name)); err == nil {
+			t.Errorf("%s is left behind", name)
+		}
+	}
+}
