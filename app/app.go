@@ -16,6 +16,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -190,13 +191,31 @@ func (g *generation) load() (*moduleSet, error) {
 	}
 	set.started = g.routes.started
 	g.routes.begin()
+	security, err := loadTLS(cfg)
+	if err != nil {
+		return nil, fault(handoff.StageConfig, "", err)
+	}
 	g.server = serve.New(g.routes, serve.Options{
 		Log:       g.log,
+		TLS:       security,
 		Stream:    g.routes.handleConn,
 		Moving:    modules.ErrMoving,
 		Reloading: modules.ErrReloading,
 	})
 	return set, nil
+}
+
+// loadTLS reads the certificate for HTTP; without one it returns nil.
+func loadTLS(cfg *config.Config) (*tls.Config, error) {
+	files := cfg.App.TLS
+	if files == (config.TLS{}) {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		return nil, cfg.ErrorAt("app.tls", "%v", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}, nil
 }
 
 // bind opens or inherits the listeners.
@@ -230,6 +249,9 @@ func (g *generation) listenOn(owner, key, text string) error {
 		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %w", key, err))
 	}
 	g.listen[owner] = ln.Addr().String()
+	if owner == "" && g.cfg.App.TLS != (config.TLS{}) {
+		g.listen[owner] = "https://" + g.listen[owner]
+	}
 	if network == "unix" {
 		g.listen[owner] = "unix://" + address
 	}
@@ -490,5 +512,8 @@ func (g *generation) publishFailure(f *control.Failure) {
 		g.log.Error(fmt.Sprintf(logReloadFailed, name, o.Error), "stage", o.Stage)
 		eventbus.Publish(g.own, topic, topics.Module{Name: name, Generation: o.Generation, Stage: o.Stage, Error: o.Error})
 	}
-	eventbus.Publish(g.own, topics.AppReloadFailed, topics.App{Generation: o.Generation, Outcome: o.Outcome, Modules: names, Stage: o.Stage, Error: o.Error})
+	eventbus.Publish(g.own, topics.AppReloadFailed, topics.App{
+		Generation: o.Generation, Outcome: o.Outcome, Modules: names, Stage: o.Stage, Error: o.Error,
+		PauseMS: o.StagesMS["pause"], Held: o.Held, Moved: o.Moved, Forwarded: o.Forwarded, Cancelled: o.Cancelled,
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"orchestrator/app/control"
 	"orchestrator/app/eventbus"
+	"orchestrator/app/serve"
 	"orchestrator/handoff"
 	"orchestrator/handoff/failpoint"
 	"orchestrator/modules/topics"
@@ -174,7 +175,14 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		limit, cancel := context.WithTimeout(ctx, g.cfg.App.HookTimeout)
 		defer cancel()
 		var err error
-		moved, err = t.p.Accepting(limit, g.adopt)
+		_, err = t.p.Accepting(limit, func(conns []handoff.Conn) {
+			for _, c := range conns {
+				if c.Owner != serve.ForwardOwner {
+					moved++
+				}
+			}
+			g.adopt(conns)
+		})
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
 			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
@@ -192,6 +200,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		StagesMS:   stages,
 		TotalMS:    commit.TotalMS + milliseconds(time.Since(took)),
 		Held:       commit.Held,
+		Forwarded:  commit.Forwarded,
 		Moved:      moved,
 		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
@@ -203,7 +212,10 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		g.log.Info(fmt.Sprintf(logReloaded, name))
 		eventbus.Publish(g.own, topics.ModuleReloaded, topics.Module{Name: name, Generation: g.number})
 	}
-	eventbus.Publish(g.own, topics.AppReloaded, topics.App{Generation: g.number, Outcome: o.Outcome, Modules: changed})
+	eventbus.Publish(g.own, topics.AppReloaded, topics.App{
+		Generation: g.number, Outcome: o.Outcome, Modules: changed,
+		PauseMS: pause, Held: o.Held, Moved: o.Moved, Forwarded: o.Forwarded, Cancelled: o.Cancelled,
+	})
 	g.report(o)
 	failpoint.At(failpoint.Candidate, "at", "reported")
 	settled := make(chan bool, 1)

@@ -19,6 +19,9 @@ func Check(file string, list modules.List) error {
 	if err != nil {
 		return err
 	}
+	if _, err := loadTLS(cfg); err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	_, err = newModuleSet(cfg, list, eventbus.New(eventbus.Options{Log: log}), log, nil)
 	return err

@@ -3,6 +3,9 @@ package app
 import (
 	"context"
 	"errors"
+	"net"
+	"net/http"
+	"slices"
 	"time"
 
 	"orchestrator/app/serve"
@@ -31,6 +34,44 @@ func incoming(conns []handoff.Conn) []serve.Detached {
 // adopt serves connections that came from another generation.
 func (g *generation) adopt(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }
 
+// split separates the connections that n descriptors in another process leave
+// no room for: those of HTTP, which can be served from here, before those of
+// modules. n < 0 is no limit.
+func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
+	if n < 0 || n >= len(conns) {
+		return conns, nil
+	}
+	web := func(c serve.Detached) bool { return c.Owner == "" }
+	owned := slices.DeleteFunc(slices.Clone(conns), web)
+	all := append(owned, slices.DeleteFunc(conns, func(c serve.Detached) bool { return !web(c) })...)
+	return all[:n], all[n:]
+}
+
+// forwarding is how requests on connections that stay reach the candidate.
+type forwarding struct {
+	handler http.Handler
+	near    net.Conn
+	far     handoff.Conn
+}
+
+// newForwarding makes the way to a candidate, of which it gets one end.
+func newForwarding() (*forwarding, error) {
+	near, far, err := serve.Pair()
+	if err != nil {
+		return nil, err
+	}
+	h, err := serve.NewForwarder(near)
+	if err != nil {
+		far.Close()
+		return nil, err
+	}
+	return &forwarding{
+		handler: h,
+		near:    near,
+		far:     handoff.Conn{Conn: far, ConnInfo: handoff.ConnInfo{Owner: serve.ForwardOwner}},
+	}, nil
+}
+
 // errNoConns ends a connection whose module is not there, or handles none, in
 // this generation.
 var errNoConns = errors.New("the module does not handle connections any more")
@@ -51,5 +92,13 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// close gives a way up that was not taken.
+func (f *forwarding) close() {
+	if f != nil {
+		f.far.Close()
+		f.near.Close()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"orchestrator/app/control"
@@ -26,6 +27,7 @@ type attempt struct {
 	lost      []string        // modules whose state is gone
 	rewound   []string        // modules whose state is that of the commit
 	left      []handoff.Conn  // connections that the candidate has not taken
+	forwarded int             // connections that stayed
 	heldConns int             // connections that waited
 	cancelled int             // requests and connections that the hold has ended
 }
@@ -222,22 +224,7 @@ func (a *attempt) commit() error {
 	a.stage(handoff.StageCommit, 2*g.cfg.App.HookTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
-	conns, closed := g.server.Detached()
-	a.heldConns = len(conns) + closed
-	a.cancelled = g.server.Cancelled() + closed
-	err := a.candidate.Commit(ctx, handoff.Commit{
-		StagesMS:  a.stages,
-		HeldMS:    milliseconds(time.Since(a.held)),
-		TotalMS:   milliseconds(time.Since(a.began)),
-		Held:      a.heldConns,
-		Cancelled: a.cancelled,
-		Probation: probation > 0,
-	})
-	left := outgoing(conns)
-	if err == nil {
-		left, err = a.candidate.Move(ctx, left)
-	}
-	a.left = left
+	err := a.giveAway(ctx, probation > 0)
 	if err == nil && probation > 0 {
 		err = a.standBy(probation)
 	}
@@ -257,12 +244,94 @@ func (a *attempt) commit() error {
 		err = a.candidate.Finish(ctx, cut)
 	}
 	if err == nil || a.candidate.Final() || g.stopping.Load() { // whoever stops takes nothing back
+		a.drain()
 		return nil
 	}
 	a.kill()
 	a.rollBack(nil)
 	a.rewound = a.states.Modules()
 	return &rewound{err}
+}
+
+// giveAway commits and passes the connections on. Those that cannot move stay
+// here, and their requests are forwarded.
+func (a *attempt) giveAway(ctx context.Context, probation bool) error {
+	g := a.g
+	conns, closed := g.server.Detached()
+	a.heldConns = len(conns) + closed
+	move, stay := split(conns, a.candidate.Room())
+	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Owner != "" })
+	if lost := len(stay) - len(web); lost > 0 {
+		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
+		closed += lost
+	}
+	a.cancelled = g.server.Cancelled() + closed
+	a.left = outgoing(conns)
+	a.forwarded = g.server.Fixed() + len(web)
+	var to *forwarding
+	if a.forwarded > 0 {
+		var err error
+		if to, err = newForwarding(); err != nil {
+			return fault(handoff.StageCommit, "", err)
+		}
+	}
+	err := a.candidate.Commit(ctx, handoff.Commit{
+		StagesMS:  a.stages,
+		HeldMS:    milliseconds(time.Since(a.held)),
+		TotalMS:   milliseconds(time.Since(a.began)),
+		Held:      a.heldConns,
+		Forwarded: a.forwarded,
+		Cancelled: a.cancelled,
+		Probation: probation,
+	})
+	if err != nil {
+		to.close()
+		return err
+	}
+	out := outgoing(move)
+	if to != nil {
+		out = append(out, to.far)
+	}
+	left, err := a.candidate.Move(ctx, out)
+	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == serve.ForwardOwner }), outgoing(stay)...)
+	if err != nil {
+		to.close()
+		return err
+	}
+	a.left = nil
+	for _, c := range stay {
+		if c.Owner != "" {
+			c.Close()
+		}
+	}
+	if to != nil {
+		if len(web) > 0 {
+			g.log.Warn("connections stay in the old generation: the new one may not open as many files", "connections", len(web))
+		}
+		g.server.Forward(to.handler)
+		g.server.Stay(web)
+	}
+	return nil
+}
+
+// drain waits for the clients whose connections could not move to go.
+func (a *attempt) drain() {
+	g := a.g
+	if g.server.Fixed() == 0 {
+		return
+	}
+	a.stage("drain", g.cfg.App.Drain+g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	defer cancel()
+	go func() {
+		select {
+		case <-a.settle:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	cut := g.server.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
+	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Cut: cut}})
 }
 
 // standBy watches the candidate serve.
@@ -318,6 +387,7 @@ func (a *attempt) rollBack(returned *handoff.States) {
 // restart is all of rollBack but that connections of modules may be read.
 func (a *attempt) restart(returned *handoff.States) {
 	a.stage("rollback", 2*a.hooks())
+	a.g.server.Park()
 	a.g.server.Expect()
 	r := a.g.restart(returned, a.states)
 	a.g.adopt(a.left)

@@ -293,6 +293,69 @@ func TestFiveThousandIdleConnections(t *testing.T) {
 	t.Logf("%d connections moved, pause %.1f ms, in all %.1f ms", o.Moved, o.StagesMS["pause"], o.TotalMS)
 }
 
+// TestConnectionsThatDoNotFitStay has a candidate that may open few files: what
+// does not fit is served through the old generation, whose answers tell the
+// clients to connect anew.
+func TestConnectionsThatDoNotFitStay(t *testing.T) {
+	t.Parallel()
+	const n, room = 100, 28
+	p, b := lightTest(t)
+	p.edit("config/main.yaml", "drain: 500ms", "drain: 10s")
+	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
+	address := p.address()
+	type client struct {
+		net.Conn
+		in *bufio.Reader
+	}
+	var clients []client
+	for range n {
+		c, err := net.Dial("tcp", address)
+		p.check(err)
+		defer c.Close()
+		clients = append(clients, client{c, bufio.NewReader(c)})
+		p.check(postOn(c, clients[len(clients)-1].in))
+	}
+	for _, c := range clients[:50] { // in the middle of a request
+		_, err := io.WriteString(c, "POST /counter/ HTTP/1.1\r\nHo")
+		p.check(err)
+	}
+	p.write("failpoint", fmt.Sprintf("candidate.at.prepared files=%d", room+32))
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.old})
+	p.check(err)
+	if o.Outcome != control.Reloaded || o.Held != n || o.Moved+o.Forwarded != n || o.Moved < room-2 || o.Moved > room || o.Cancelled != 0 {
+		t.Errorf("reload = %+v, want %d held, about %d moved, the others forwarded", *o, n, room)
+	}
+	if !strings.Contains(p.printed(), "the new one may not open as many files") {
+		t.Error("the log does not say so")
+	}
+	closed := 0
+	for i, c := range clients {
+		rest := "POST /counter/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+		if i < 50 {
+			rest = rest[len("POST /counter/ HTTP/1.1\r\nHo"):]
+		}
+		_, err := io.WriteString(c, rest)
+		p.check(err)
+		c.SetDeadline(time.Now().Add(patience))
+		resp, err := http.ReadResponse(c.in, nil)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("connection %d: %v, %v", i, resp, err)
+		}
+		if resp.Close {
+			closed++
+		}
+		io.Copy(io.Discard, resp.Body)
+	}
+	if closed != o.Forwarded {
+		t.Errorf("%d clients were told to connect anew, want %d", closed, o.Forwarded)
+	}
+	p.wait("the old generation to go", func() bool { return len(p.processes()) == 2 })
+	if have, err := count(address); err != nil || have != 2*n {
+		t.Errorf("the counter is %d, %v; want %d", have, err, 2*n)
+	}
+	p.reloads(b.old)
+}
+
 // TestDescriptorsStayFlat reloads a hundred times with 512 busy connections.
 func TestDescriptorsStayFlat(t *testing.T) {
 	t.Parallel()

@@ -81,6 +81,8 @@ func (z *Zoo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			fmt.Fprint(c, line)
 		}
+	case "/origin":
+		fmt.Fprintln(w, r.Proto, r.RemoteAddr, r.Host, r.TLS != nil && r.TLS.HandshakeComplete, r.Header.Get("X-Forwarded-For"), r.URL.RawQuery)
 	case "/ws":
 		ws.UpgradeHTTP(r, hijacker{w})
 	default:
@@ -163,6 +165,11 @@ func (p *project) compile(out string, flags ...string) error {
 func zooTest(t *testing.T, edits ...string) (p *project, binary, address string) {
 	t.Helper()
 	p, _ = lightTest(t)
+	return zooStart(p, edits...)
+}
+
+// zooStart edits the configuration and starts the program.
+func zooStart(p *project, edits ...string) (_ *project, binary, address string) {
 	binary, err := zooBuild()
 	p.check(err)
 	p.check(os.Remove(p.path("bin/orchestrator")))
@@ -172,9 +179,7 @@ func zooTest(t *testing.T, edits ...string) (p *project, binary, address string)
 		p.edit("config/main.yaml", edits[i], edits[i+1])
 	}
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
-	s, err := p.peek()
-	p.check(err)
-	return p, binary, s.Listen[0]
+	return p, binary, p.address()
 }
 
 // setback makes the next candidate fail, in one of many ways.

@@ -47,6 +47,7 @@ type App struct {
 	Version   string `yaml:"version"`
 	HotReload bool   `yaml:"hot_reload"` // watch the sources and build
 	Listen    string `yaml:"listen"`     // HTTP address of all modules: host:port, tcp://host:port or unix://path
+	TLS       TLS    `yaml:"tls"`        // for HTTP on Listen
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
 	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for requests in flight
@@ -58,6 +59,13 @@ type App struct {
 	// RestartOlderBuild lets a build that keeps crashing be replaced by the
 	// one before it. Its state is lost in any case.
 	RestartOlderBuild bool `yaml:"restart_older_build"`
+}
+
+// TLS names the files of a certificate, with its chain, and of its key, in PEM.
+// They are read when a generation starts.
+type TLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
 }
 
 // Module names a compiled-in module that shall run, in start order.
@@ -295,6 +303,9 @@ func (c *Config) check(names []string) error {
 	}
 	if c.App.MaxState <= 0 {
 		fail("app.max_state", "must be a size above zero, got %v", c.App.MaxState)
+	}
+	if (c.App.TLS.Cert == "") != (c.App.TLS.Key == "") {
+		fail("app.tls", "needs both cert and key, or neither")
 	}
 	first := map[string]int{}
 	mounts := map[string]string{}

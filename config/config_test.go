@@ -74,6 +74,7 @@ func TestMistakesNameTheirPlace(t *testing.T) {
 		{"a module without a name", "modules:\n  - path: /x/\n", []string{"FILE:2:5: modules[0]: a module needs a name"}},
 		{"bad path", "modules:\n  - name: kv\n    path: kv\n", []string{"FILE:3:11: modules[0].path: expected a path that starts and ends with a slash"}},
 		{"path twice", "modules:\n  - name: kv\n  - {name: hello, path: /kv/}\n", []string{"FILE:3:25: modules[1].path: module \"kv\" already has the path /kv/"}},
+		{"half of TLS", "app:\n  tls: {cert: a.pem}\n", []string{"FILE:2:8: app.tls: needs both cert and key"}},
 		{"a zero pause", "app:\n  max_pause: 0s\n", []string{"FILE:2:14: app.max_pause: must be a duration above zero"}},
 		{"bad YAML", "app:\n  name: [a\n", []string{"FILE:", ": bad YAML: "}},
 		{"two documents", "app: {name: a}\n---\napp: {name: b}\n", []string{"a second YAML document"}},

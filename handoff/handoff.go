@@ -148,6 +148,7 @@ func (u *Upgrader) Stop() {
 type Candidate struct {
 	link     link
 	hello    Hello
+	room     int      // for connections, in descriptors; -1 if unknown
 	made     []string // Unix sockets that only it has made
 	pid      int
 	socket   string
@@ -173,7 +174,7 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: err}
 	}
-	c := &Candidate{socket: path, exited: make(chan struct{})}
+	c := &Candidate{room: -1, socket: path, exited: make(chan struct{})}
 	if _, err := os.Stat(binary); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("the binary: %w", err)}
 	}
@@ -256,6 +257,13 @@ var errExited = errors.New("it exited")
 
 // Hello is what the candidate said of itself.
 func (c *Candidate) Hello() Hello { return c.hello }
+
+// reservedFiles is how many descriptors are left to a candidate for all else.
+const reservedFiles = 32
+
+// Room is how many connections the candidate has descriptors for, -1 if that
+// is not known. It is known once the candidate has prepared.
+func (c *Candidate) Room() int { return c.room }
 
 // PID is the candidate's process.
 func (c *Candidate) PID() int { return c.pid }
@@ -462,6 +470,9 @@ func (c *Candidate) await(ctx context.Context, want, stage string) error {
 			return c.reported
 		case want:
 			c.made = append(c.made, m.UnixPaths...)
+			if m.FreeFiles != nil {
+				c.room = max(0, *m.FreeFiles-reservedFiles)
+			}
 			return nil
 		default:
 			return c.failure(stage, fmt.Errorf("got %q while waiting for %q: %w", m.Type, want, errGarbage))

@@ -67,6 +67,7 @@ type message struct {
 	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
 	UnixPaths   []string    `json:"unix_paths,omitempty"` // prepared: sockets that the candidate has made
+	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors it may still open
 	Cut         bool        `json:"cut,omitempty"`        // final: the probation was cut short
 
 	// failed, returned and progress, candidate to old: where it is.
@@ -166,6 +167,7 @@ type Commit struct {
 	TotalMS  float64            `json:"total_ms"`  // since it was told to upgrade
 
 	Held      int  `json:"held,omitempty"`      // connections that waited meanwhile
+	Forwarded int  `json:"forwarded,omitempty"` // connections that stay, and whose requests are forwarded
 	Cancelled int  `json:"cancelled,omitempty"` // requests and connections that the hold has ended
 	Probation bool `json:"probation"`           // the old generation stands by afterwards
 }

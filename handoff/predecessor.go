@@ -54,7 +54,7 @@ func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 // Prepared says that nothing fallible is left but what needs the states, and
 // waits for them. They are the caller's to close.
 func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
-	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.upgrader.unixPaths}); err != nil {
+	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.upgrader.unixPaths, FreeFiles: freeFiles()}); err != nil {
 		return nil, lost(err)
 	}
 	m, files, err := p.link.receive(ctx)

@@ -2,7 +2,10 @@
 
 package handoff
 
-import "syscall"
+import (
+	"os"
+	"syscall"
+)
 
 func closeOnExec(fds ...int) {
 	for _, fd := range fds {
@@ -11,3 +14,14 @@ func closeOnExec(fds ...int) {
 }
 
 func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
+
+// freeFiles is how many more files this process may open, nil if unknown.
+func freeFiles() *int {
+	var limit syscall.Rlimit
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return nil
+	}
+	free := int(min(limit.Cur, 1<<30)) - len(open)
+	return &free
+}

@@ -52,6 +52,7 @@ type Message struct {
 	Failure *Failure       `json:"failure,omitempty"`
 	Stage   *Stage         `json:"stage,omitempty"`
 	Settled *Settled       `json:"settled,omitempty"`
+	Drained *Drained       `json:"drained,omitempty"`
 	Error   string         `json:"error,omitempty"`
 }
 
@@ -73,6 +74,7 @@ const (
 	TypeFailure = "failure" // to the serving worker: publish that a reload failed
 	TypeSettle  = "settle"  // to a worker that stands by: end the probation now
 	TypeSettled = "settled" // from the serving worker: its probation is over
+	TypeDrained = "drained" // from a worker that was replaced: the last connections are gone
 	TypeStage   = "stage"   // from a worker in an upgrade: what comes, and how long it may take
 	TypeRepair  = "repair"  // from a degraded worker: hand over to a fresh process of the same build
 )
@@ -136,6 +138,8 @@ type Outcome struct {
 	Rewound      []string           `json:"rewound,omitempty"` // modules whose state is that of the commit again
 	Held         int                `json:"held"`              // connections that waited during the pause
 	Moved        int                `json:"moved"`             // of these: gone to the new generation
+	Forwarded    int                `json:"forwarded"`         // connections that stayed in the old one until it was gone
+	Cut          int                `json:"cut"`               // of these: were still there then
 	Cancelled    int                `json:"cancelled"`         // requests and connections that the reload has ended
 	Notes        []string           `json:"notes,omitempty"`
 }
@@ -205,6 +209,12 @@ type Upgrade struct {
 type Stage struct {
 	Name    string `json:"name"`
 	LimitMS int64  `json:"limit_ms"` // 0 for none; a worker that says nothing for longer is stuck
+}
+
+// Drained ends the life of a worker whose connections could not all move.
+type Drained struct {
+	Generation int `json:"generation"` // that has taken over
+	Cut        int `json:"cut"`        // connections that were still open
 }
 
 // Settled says how a probation ended.

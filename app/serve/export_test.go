@@ -8,3 +8,10 @@ func (s *Server) Read() (n int) {
 	}
 	return n
 }
+
+// Parked is how many requests on fixed connections wait.
+func (s *Server) Parked() int {
+	s.fixed.mu.Lock()
+	defer s.fixed.mu.Unlock()
+	return s.fixed.parked
+}

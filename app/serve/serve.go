@@ -15,6 +15,7 @@ package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,9 @@ type Options struct {
 	// the stream shall move. It may be called again with the same one.
 	Stream func(ctx context.Context, owner string, st *Stream) error
 
+	// TLS, if not nil, is what HTTP is spoken through on the listeners.
+	TLS *tls.Config
+
 	Moving    error // ends the reads of a stream that shall move, and is Stream's result then
 	Reloading error // is the cause when a hold cancels a request
 }
@@ -62,6 +66,7 @@ type Server struct {
 	opts      Options
 	log       *slog.Logger
 	http      *http.Server
+	fixed     *fixed
 	queue     chan net.Conn // accepted connections on their way to the HTTP server
 	closed    chan struct{}
 	holding   atomic.Bool
@@ -114,7 +119,8 @@ func New(h http.Handler, opts Options) *Server {
 		ConnContext:                  connContext,
 		DisableGeneralOptionsHandler: true, // see track
 	}
-	s.tasks.Go(func() { s.http.Serve(queueListener{s}) })
+	s.tasks.Go(func() { s.http.Serve(s.newQueueListener(s.queue)) })
+	s.fixed = newFixed(s, h, opts.TLS)
 	return s
 }
 
@@ -146,19 +152,41 @@ func Own(r *http.Request, owner string) {
 	}
 }
 
-// queueListener hands the accepted connections to the HTTP server.
-type queueListener struct{ s *Server }
+// queueListener hands accepted connections to an HTTP server.
+type queueListener struct {
+	queue  <-chan net.Conn
+	ctx    context.Context // ends with Close, or with the server
+	cancel context.CancelFunc
+}
 
-func (q queueListener) Accept() (net.Conn, error) {
+func (s *Server) newQueueListener(queue <-chan net.Conn) *queueListener {
+	q := &queueListener{queue: queue}
+	q.ctx, q.cancel = context.WithCancel(context.Background())
+	s.tasks.Go(func() {
+		select {
+		case <-s.closed:
+			q.cancel()
+		case <-q.ctx.Done():
+		}
+	})
+	return q
+}
+
+func (q *queueListener) Accept() (net.Conn, error) {
 	select {
-	case c := <-q.s.queue:
+	case c := <-q.queue:
 		return c, nil
-	case <-q.s.closed:
+	case <-q.ctx.Done():
 		return nil, net.ErrClosed
 	}
 }
-func (q queueListener) Close() error   { return nil }
-func (q queueListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (q *queueListener) Close() error {
+	q.cancel()
+	return nil
+}
+
+func (q *queueListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // Listen takes responsibility for ln, which must be a TCP or Unix listener.
 // It is accepted on as soon as, and whenever, the server does not hold. Its
@@ -181,7 +209,11 @@ func (s *Server) accept(l *listener) {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
-			s.adopt(Detached{Conn: c, Owner: l.owner})
+			if l.owner == "" && s.opts.TLS != nil {
+				s.fixed.secure(c)
+			} else {
+				s.adopt(Detached{Conn: c, Owner: l.owner})
+			}
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -220,6 +252,10 @@ func (s *Server) park(l *listener) bool {
 
 // adopt gives d to the HTTP server, or to its owner.
 func (s *Server) adopt(d Detached) {
+	if d.Owner == ForwardOwner {
+		s.fixed.give(s.fixed.forwarded, d.Conn)
+		return
+	}
 	sock, ok := d.Conn.(socket)
 	if !ok {
 		s.log.Error("cannot serve this kind of connection", "type", fmt.Sprintf("%T", d.Conn))
@@ -334,6 +370,7 @@ func (s *Server) Hold(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
+	s.fixed.park()
 	for _, c := range s.connections() { // those that come later see for themselves
 		c.interrupt()
 	}
@@ -350,6 +387,7 @@ func (s *Server) Hold(ctx context.Context) error {
 			for _, c := range s.connections() {
 				c.cancelRequest()
 			}
+			s.fixed.cancelRequests()
 		}
 		select {
 		case <-s.changed:
@@ -373,7 +411,11 @@ func (s *Server) held() (idle, endless bool) {
 			return false, false
 		}
 	}
-	return len(s.conns) == 0, len(s.conns) > 0
+	idle, endless = s.fixed.held()
+	if len(s.conns) > 0 {
+		idle = false
+	}
+	return idle, endless && !idle
 }
 
 // Busy names the requests in flight, and how many connections are in the
@@ -390,6 +432,7 @@ func (s *Server) Busy() []string {
 			others++
 		}
 	}
+	routes = append(routes, s.fixed.busy()...)
 	slices.Sort(routes)
 	if others > 0 {
 		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
@@ -412,6 +455,7 @@ func (s *Server) Cut() {
 			c.stopReading()
 		}
 	}
+	s.fixed.cancelRequests()
 }
 
 // Cancelled counts what was cancelled since the last call.
@@ -446,6 +490,7 @@ func (s *Server) Release() {
 	}
 	expecting := s.expecting
 	s.mu.Unlock()
+	s.fixed.unpark(nil)
 	s.Adopt(detached)
 	if !expecting {
 		s.Open()
@@ -503,6 +548,7 @@ func (s *Server) Close() {
 	s.detached, s.parted = nil, nil
 	s.mu.Unlock()
 	s.http.Close()
+	s.fixed.close()
 	s.tasks.Wait()
 	ended := make(chan struct{})
 	go func() {

@@ -47,7 +47,7 @@ func Describe(o control.Outcome) string {
 		if len(o.Modules) > 0 {
 			what = strings.Join(o.Modules, ", ")
 		}
-		return fmt.Sprintf("reloaded: %s: generation %d serves after %s%s", what, o.Generation, times, notes)
+		return fmt.Sprintf("reloaded: %s: generation %d serves after %s%s%s", what, o.Generation, times, connections(o), notes)
 	case control.Unchanged:
 		return fmt.Sprintf("unchanged: the build is the one that serves, generation %d, after %s", o.Serving, times)
 	case control.Failed:
@@ -67,9 +67,20 @@ func Describe(o control.Outcome) string {
 	}
 }
 
+// connections tells what became of them.
+func connections(o control.Outcome) string {
+	if o.Held+o.Forwarded+o.Cancelled == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; connections: %d held, %d moved, %d forwarded; %d cancelled", o.Held, o.Moved, o.Forwarded, o.Cancelled)
+}
+
 // consequence tells what a failure cost.
 func consequence(o control.Outcome) string {
 	text := ""
+	if o.Cancelled > 0 {
+		text += fmt.Sprintf("; cancelled: %d", o.Cancelled)
+	}
 	if len(o.Rewound) > 0 {
 		text += "; rewound to the moment of its takeover: " + strings.Join(o.Rewound, ", ")
 	} else if o.Outcome == control.RolledBack {

@@ -357,6 +357,13 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 		if s.proving != nil && s.proving.generation == m.Settled.Generation {
 			s.proved(m.Settled.Probation)
 		}
+	case m.Type == control.TypeDrained && m.Drained != nil:
+		if s.last != nil && s.last.Generation == m.Drained.Generation {
+			s.last.Cut = m.Drained.Cut
+		}
+		if m.Drained.Cut > 0 {
+			s.say("generation %d has cut %d connections that could not move and were still open after app.drain", w.generation, m.Drained.Cut)
+		}
 	case m.Type == control.TypeRepair:
 		s.repair(w)
 	case m.Type == control.TypeEvent && m.Event != nil:

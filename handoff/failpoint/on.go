@@ -16,8 +16,9 @@ var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
 // about to be sent shall be replaced by garbage.
 //
 // The actions are exit0, exit1, kill, hang (this goroutine only), stop (the
-// whole process, until somebody continues it), garbage, and term=PID, which
-// tells another process to stop and goes on.
+// whole process, until somebody continues it), garbage, term=PID, which tells
+// another process to stop and goes on, and files=N, which leaves this process
+// that many descriptors to open and goes on.
 func At(side, when, what string) (garbage bool) {
 	if file == "" {
 		return false
@@ -50,6 +51,11 @@ func At(side, when, what string) (garbage bool) {
 	case "term":
 		pid, _ := strconv.Atoi(argument)
 		syscall.Kill(pid, syscall.SIGTERM)
+	case "files":
+		n, _ := strconv.Atoi(argument)
+		open, _ := os.ReadDir("/dev/fd")
+		limit := syscall.Rlimit{Cur: uint64(len(open) + n), Max: uint64(len(open) + n)}
+		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 	default:
 		panic("failpoint: no action is called " + action)
 	}

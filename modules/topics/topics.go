@@ -39,4 +39,10 @@ type App struct {
 	Modules    []string `json:"modules"` // the changed ones
 	Stage      string   `json:"stage,omitempty"`
 	Error      string   `json:"error,omitempty"`
+
+	PauseMS   float64 `json:"pause_ms"`  // in which no request was answered
+	Held      int     `json:"held"`      // connections that waited meanwhile
+	Moved     int     `json:"moved"`     // connections that went to the new generation
+	Forwarded int     `json:"forwarded"` // connections that stay, whose requests are forwarded
+	Cancelled int     `json:"cancelled"` // requests and connections that were ended
 }

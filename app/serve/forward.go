@@ -1,0 +1,127 @@
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+)
+
+// ForwardOwner is the owner of a connection that carries forwarded requests.
+const ForwardOwner = "@forward"
+
+// originHeader tells the server that a request is forwarded to what it would
+// know of it had it come there. Only connections of [ForwardOwner] are believed.
+const originHeader = "Orchestrator-Origin"
+
+// origin is what a forwarded request does not tell by itself.
+type origin struct {
+	Remote string   `json:"remote"`
+	Proto  string   `json:"proto"`
+	Major  int      `json:"major"`
+	Minor  int      `json:"minor"`
+	TLS    *session `json:"tls,omitempty"`
+}
+
+// session is of a TLS connection. Certificates of clients are not in it.
+type session struct {
+	Version  uint16 `json:"version"`
+	Cipher   uint16 `json:"cipher"`
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol,omitempty"`
+}
+
+func originOf(r *http.Request) origin {
+	o := origin{Remote: r.RemoteAddr, Proto: r.Proto, Major: r.ProtoMajor, Minor: r.ProtoMinor}
+	if r.TLS != nil {
+		o.TLS = &session{r.TLS.Version, r.TLS.CipherSuite, r.TLS.ServerName, r.TLS.NegotiatedProtocol}
+	}
+	return o
+}
+
+// NewForwarder passes requests on over conn, whose other end another server
+// adopts as one of [ForwardOwner]: all at once, as HTTP/2. Answers on HTTP/1.1
+// tell the client to connect anew. It takes responsibility for conn.
+func NewForwarder(conn net.Conn) (http.Handler, error) {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{
+		Protocols:          protocols,
+		HTTP2:              &http.HTTP2Config{StrictMaxConcurrentRequests: true},
+		DisableCompression: true,
+		DialContext:        func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}
+	// Not the transport itself: it would dial again for requests at once.
+	client, err := transport.NewClientConn(context.Background(), "http", "forward:80")
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("serve: begin to forward: %w", err)
+	}
+	return &httputil.ReverseProxy{
+		Transport:     client,
+		FlushInterval: -1,
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", "forward"
+			p.Out.URL.RawQuery = p.In.URL.RawQuery
+			p.Out.Host = p.In.Host
+			for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+				if values := p.In.Header.Values(name); len(values) > 0 {
+					p.Out.Header[name] = values
+				}
+			}
+			text, _ := json.Marshal(originOf(p.In))
+			p.Out.Header.Set(originHeader, string(text))
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if o := resp.Request.Header.Get(originHeader); o != "" {
+				var from origin
+				if json.Unmarshal([]byte(o), &from) == nil && from.Major == 1 {
+					resp.Header.Set("Connection", "close")
+				}
+			}
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, fmt.Sprintf("forwarding to the new generation: %v", err), http.StatusBadGateway)
+		},
+	}, nil
+}
+
+// newForwarded serves what is forwarded to this process.
+func newForwarded(h http.Handler, log *log.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:   unwrap(h),
+		ErrorLog:  log,
+		Protocols: protocols,
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1 << 20}, // the other side has bounds
+	}
+}
+
+// unwrap makes a forwarded request what it was.
+func unwrap(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var o origin
+		if err := json.Unmarshal([]byte(r.Header.Get(originHeader)), &o); err != nil {
+			http.Error(w, "not a forwarded request", http.StatusBadRequest)
+			return
+		}
+		r.Header.Del(originHeader)
+		r.RemoteAddr, r.Proto, r.ProtoMajor, r.ProtoMinor = o.Remote, o.Proto, o.Major, o.Minor
+		if o.TLS != nil {
+			r.TLS = &tls.ConnectionState{
+				HandshakeComplete:  true,
+				Version:            o.TLS.Version,
+				CipherSuite:        o.TLS.Cipher,
+				ServerName:         o.TLS.Name,
+				NegotiatedProtocol: o.TLS.Protocol,
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,13 @@
+//go:build !unix
+
+package serve
+
+import (
+	"errors"
+	"net"
+)
+
+// Pair makes two ends of a connection between processes.
+func Pair() (near, far net.Conn, err error) {
+	return nil, nil, errors.New("serve: connections between processes are not supported on this system")
+}

@@ -1,0 +1,213 @@
+package cmd_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"orchestrator/app/control"
+)
+
+// certify writes a certificate with this serial number, and its key.
+func (p *project) certify(serial int64) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	p.check(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial),
+		NotAfter:     time.Now().Add(time.Hour),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	p.check(err)
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	p.check(err)
+	p.write("cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	p.write("key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
+}
+
+// tlsTest is a running program that serves HTTPS.
+func tlsTest(t *testing.T, edits ...string) (p *project, binary, address string) {
+	t.Helper()
+	p, _ = lightTest(t)
+	p.certify(1)
+	return zooStart(p, append([]string{"  drain:", "  tls: {cert: cert.pem, key: key.pem}\n  drain:"}, edits...)...)
+}
+
+// httpsClient speaks HTTP/2, or 1.1, and counts the connections it makes.
+func httpsClient(h2 bool) (c *http.Client, dialled *atomic.Int64) {
+	dialled = new(atomic.Int64)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(h2)
+	protocols.SetHTTP1(!h2)
+	return &http.Client{Timeout: patience, Transport: &http.Transport{
+		Protocols:       protocols,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			dialled.Add(1)
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		},
+	}}, dialled
+}
+
+func ask(c *http.Client, method, url, body string) (string, error) {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, text)
+	}
+	return strings.TrimSpace(string(text)), err
+}
+
+// TestTLSThroughReloads has clients with HTTP/2 and with HTTP/1.1 count up
+// through reloads, of which some fail, while the drain of one overlaps the
+// next: a client that follows the protocol sees no failure.
+func TestTLSThroughReloads(t *testing.T) {
+	t.Parallel()
+	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 20s")
+	var clients sync.WaitGroup
+	var answered atomic.Int64
+	stop := make(chan struct{})
+	for i := range 8 {
+		clients.Go(func() {
+			c, _ := httpsClient(i%2 == 0)
+			defer c.CloseIdleConnections()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond): // pace
+				}
+				if _, err := ask(c, http.MethodPost, address+"/counter/", ""); err != nil {
+					t.Errorf("client %d: %v", i, err)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	forwarded := 0
+	for i := range 6 {
+		want := control.Reloaded
+		if i%3 == 2 {
+			want = control.Rejected
+			p.setback(i)
+		}
+		mark := answered.Load()
+		p.wait("clients to be answered", func() bool { return answered.Load() > mark+100 })
+		o, err := p.upgrade(control.ReloadRequest{Binary: binary, TimeoutMS: 60_000})
+		if err != nil || o.Outcome != want {
+			t.Fatalf("reload %d = %+v, %v; want %s", i, o, err, want)
+		}
+		forwarded += o.Forwarded
+		mark = answered.Load()
+		p.wait("clients to be answered", func() bool { return answered.Load() > mark+100 })
+	}
+	close(stop)
+	clients.Wait()
+	c, _ := httpsClient(true)
+	defer c.CloseIdleConnections()
+	if got, err := ask(c, http.MethodGet, address+"/counter/", ""); err != nil || got != fmt.Sprint(answered.Load()) {
+		t.Errorf("the counter is %s, %v; answered %d", got, err, answered.Load())
+	}
+	if forwarded == 0 {
+		t.Error("no connection was forwarded: this shows nothing")
+	}
+	t.Logf("%d requests, %d connections forwarded", answered.Load(), forwarded)
+}
+
+// TestAForwardedRequestIsWhatItWas compares what a module is told of a request
+// before a reload, and of one on the same connection after it; and it sends a
+// large body. The connection is cut when the drain is over, and counted.
+func TestAForwardedRequestIsWhatItWas(t *testing.T) {
+	t.Parallel()
+	for _, h2 := range []bool{true, false} {
+		t.Run(fmt.Sprint("HTTP/2 ", h2), func(t *testing.T) {
+			t.Parallel()
+			p, binary, address := tlsTest(t, "drain: 500ms", "drain: 3s")
+			c, dialled := httpsClient(h2)
+			defer c.CloseIdleConnections()
+			before, err := ask(c, http.MethodGet, address+"/zoo/origin?a=1;b&c", "")
+			p.check(err)
+			p.certify(2)
+			o, err := p.upgrade(control.ReloadRequest{Binary: binary})
+			if err != nil || o.Outcome != control.Reloaded || o.Forwarded != 1 {
+				t.Fatalf("reload = %+v, %v; want reloaded, 1 forwarded", o, err)
+			}
+			if h2 {
+				body := strings.Repeat("x", 1<<20)
+				if got, err := ask(c, http.MethodPost, address+"/zoo/echo", body); err != nil || got != "POST "+body+" <nil>" {
+					t.Errorf("a large body came back as %d bytes, %v", len(got), err)
+				}
+			}
+			after, err := ask(c, http.MethodGet, address+"/zoo/origin?a=1;b&c", "")
+			if err != nil || after != before || !strings.Contains(before, "true") || dialled.Load() != 1 {
+				t.Errorf("told %q before, %q after the reload, %v, on %d connections; want the same on one", before, after, err, dialled.Load())
+			}
+			p.wait("the old generation to go", func() bool { return len(p.processes()) == 2 })
+			s, err := p.peek()
+			p.check(err)
+			// HTTP/1.1 has gone when it was told; HTTP/2 at its GOAWAY.
+			if s.LastReload.Forwarded != 1 || s.LastReload.Cut != 0 {
+				t.Errorf("last reload = %+v, want 1 forwarded, 0 cut", *s.LastReload)
+			}
+			conn, err := tls.Dial("tcp", strings.TrimPrefix(address, "https://"), &tls.Config{InsecureSkipVerify: true})
+			p.check(err)
+			defer conn.Close()
+			if serial := conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64(); serial != 2 {
+				t.Errorf("certificate %d is served after the reload, want 2", serial)
+			}
+			o, err = p.upgrade(control.ReloadRequest{Binary: binary})
+			if err != nil || o.Forwarded < 1 {
+				t.Fatalf("reload = %+v, %v; want 1 forwarded", o, err)
+			}
+			p.wait("the drain to end", func() bool {
+				s, err := p.peek()
+				return err == nil && s.LastReload.Cut >= 1 // conn says nothing, so it does not hear anything
+			})
+			p.wait("the old generation to go", func() bool { return len(p.processes()) == 2 })
+			p.reloads(binary)
+		})
+	}
+}
+
+// TestABadCertificate is refused by check, run and reload, with the file's name.
+func TestABadCertificate(t *testing.T) {
+	t.Parallel()
+	p, binary, _ := tlsTest(t)
+	before, err := p.peek()
+	p.check(err)
+	p.write("cert.pem", "nonsense")
+	o, err := p.upgrade(control.ReloadRequest{Binary: binary})
+	p.check(err)
+	if o.Outcome != control.Rejected || o.Stage != "config" || !strings.Contains(o.Error, "app.tls") {
+		t.Errorf("reload = %+v, want rejected because of app.tls", *o)
+	}
+	if s, err := p.peek(); err != nil || s.PID != before.PID {
+		t.Errorf("process %d serves, %v; want %d", s.PID, err, before.PID)
+	}
+	if _, errs, code := p.command("check"); code != 2 || !strings.Contains(errs, "app.tls") {
+		t.Errorf("check: exit %d, %q; want 2 and the key", code, errs)
+	}
+}
