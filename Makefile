@@ -26,8 +26,10 @@ crash: ## make every step of a reload fail in every way, and print the table
 soak: ## reload 1,000 times under load, every second time to a bad candidate
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd
 
-bench: ## measure what a reload of a state of 1 GiB costs
-	$(GO) test -run XXX -bench . -benchtime 5x -timeout 30m ./cmd
+bench: ## measure pauses, throughput, and what a state of 1 GiB costs
+	$(GO) test -run XXX -bench Pause -benchtime 200x -timeout 30m ./cmd
+	$(GO) test -run XXX -bench Throughput -benchtime 3x ./app
+	$(GO) test -run XXX -bench 1GiB -benchtime 5x -timeout 30m ./cmd
 
 fuzz: ## look for inputs that break the decoders, ten minutes each
 	$(GO) test -run XXX -fuzz FuzzLink -fuzztime 10m ./handoff

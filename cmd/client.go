@@ -164,6 +164,9 @@ func printStatus(w io.Writer, s *control.Status) {
 	fmt.Fprintf(w, "supervisor %d, hot reload %s, listening on %s\n", s.SupervisorPID, mode, strings.Join(s.Listen, ", "))
 	for _, m := range s.Modules {
 		fmt.Fprintf(w, "  %-12s %s, unchanged since generation %d", m.Name, m.State, m.Generation)
+		if m.Listen != "" {
+			fmt.Fprintf(w, ", listening on %s", m.Listen)
+		}
 		if m.Error != "" {
 			fmt.Fprintf(w, ": %s", m.Error)
 		}

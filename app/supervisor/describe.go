@@ -72,7 +72,11 @@ func connections(o control.Outcome) string {
 	if o.Held+o.Forwarded+o.Cancelled == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; connections: %d held, %d moved, %d forwarded; %d cancelled", o.Held, o.Moved, o.Forwarded, o.Cancelled)
+	text := fmt.Sprintf("; connections: %d held, %d moved, %d forwarded; %d cancelled", o.Held, o.Moved, o.Forwarded, o.Cancelled)
+	if o.Cut > 0 {
+		text += fmt.Sprintf(", %d cut after the drain", o.Cut)
+	}
+	return text
 }
 
 // consequence tells what a failure cost.
