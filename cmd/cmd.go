@@ -3,6 +3,7 @@
 package cmd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -113,12 +114,16 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 			if err != nil {
 				return &exitError{exitFailed, fmt.Errorf("find this program: %w", err)}
 			}
+			settings := config.BuildSettings(*file)
 			code, err := supervisor.Run(supervisor.Options{
 				ConfigFile: *file,
 				RunDir:     runDir,
 				HotReload:  hot,
 				Binary:     binary,
-				Package:    mainPackage(),
+				Package:    cmp.Or(settings.Package, mainPackage()),
+				Flags:      settings.Flags,
+				Debug:      settings.Debug,
+				Direct:     settings.Direct,
 				WorkerArgs: []string{"worker", "--config", *file, "--run-dir", runDir},
 				Log:        logger(c.ErrOrStderr()),
 				Out:        c.ErrOrStderr(),

@@ -45,7 +45,8 @@ type project struct {
 }
 
 // environ has one build cache for all copies. Appending to it copies it.
-var environ = slices.Clip(append(os.Environ(), "GOFLAGS=-trimpath"))
+// Programs with the race detector in them would wait for a second at their end.
+var environ = slices.Clip(append(os.Environ(), "GOFLAGS=-trimpath", "GORACE=atexit_sleep_ms=0"))
 
 // shipped builds the program once.
 var shipped = sync.OnceValues(func() (string, error) {

@@ -35,6 +35,7 @@ const DefaultFile = "config/main.yaml"
 // Config is a whole configuration file.
 type Config struct {
 	App     App      `yaml:"app"`
+	Build   Build    `yaml:"build"`
 	Modules []Module `yaml:"modules"`
 
 	file string
@@ -59,6 +60,14 @@ type App struct {
 	// RestartOlderBuild lets a build that keeps crashing be replaced by the
 	// one before it. Its state is lost in any case.
 	RestartOlderBuild bool `yaml:"restart_older_build"`
+}
+
+// Build is how sources become a program. A change counts from the next run.
+type Build struct {
+	Package string   `yaml:"package"` // the main package; default that of this program
+	Flags   []string `yaml:"flags"`   // for the go command, such as -tags=x
+	Debug   bool     `yaml:"debug"`   // keep symbols and DWARF for a debugger; links slower
+	Direct  bool     `yaml:"direct"`  // without the go command where that gives the same
 }
 
 // TLS names the files of a certificate, with its chain, and of its key, in PEM.
@@ -104,6 +113,9 @@ func Load(file string, names []string) (*Config, error) {
 func HotReload(file string) bool {
 	return lenient(file).App.HotReload
 }
+
+// BuildSettings tells, as well as the file allows, how to build.
+func BuildSettings(file string) Build { return lenient(file).Build }
 
 // RunDir tells where a program with this configuration keeps its control
 // socket. It reads leniently: whatever is wrong with the file, the answer is
@@ -188,7 +200,7 @@ func (s Section) Decode(v any) error {
 }
 
 func defaults() *Config {
-	return &Config{App: App{
+	return &Config{Build: Build{Direct: true}, App: App{
 		Name:        "main-orchestrator",
 		HotReload:   true,
 		Listen:      "127.0.0.1:8080",
@@ -306,6 +318,11 @@ func (c *Config) check(names []string) error {
 	}
 	if (c.App.TLS.Cert == "") != (c.App.TLS.Key == "") {
 		fail("app.tls", "needs both cert and key, or neither")
+	}
+	for i, f := range c.Build.Flags {
+		if !strings.HasPrefix(f, "-") {
+			fail(fmt.Sprintf("build.flags[%d]", i), "expected a flag of go build such as -tags=x, got %q", f)
+		}
 	}
 	first := map[string]int{}
 	mounts := map[string]string{}

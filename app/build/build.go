@@ -35,6 +35,7 @@ type Runner func(ctx context.Context, c Command) (stdout []byte, err error)
 type ExitError struct {
 	Command string
 	Status  string
+	Stdout  []byte
 	Stderr  []byte
 }
 
@@ -54,7 +55,8 @@ type Builder interface {
 	// Build writes the binary to out. overlay names files to be read instead
 	// of others, by absolute path. A mistake in the sources is a
 	// [*CompileError]; when ctx ends nothing of the build is left running.
-	Build(ctx context.Context, out string, overlay map[string]string) error
+	// note says what people may want to know of how it was done, or is "".
+	Build(ctx context.Context, out string, overlay map[string]string) (note string, err error)
 }
 
 // Inputs is what a build reads, apart from the standard library and modules
@@ -80,6 +82,8 @@ type Go struct {
 	Package string // import path or ./path of the main package
 	TempDir string // for the go command's work, wiped by New
 	Run     Runner
+	Flags   []string // for the go command, beside its own
+	Debug   bool     // keep what debuggers need
 	root    string
 }
 
@@ -109,12 +113,15 @@ func NewGo(ctx context.Context, pkg, tempDir string, run Runner) (*Go, error) {
 }
 
 // Build runs go build. A killed one leaves its work behind, so that is wiped.
-func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) error {
+func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) (note string, err error) {
 	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
-		return fmt.Errorf("build: make the temporary directory: %w", err)
+		return "", fmt.Errorf("build: make the temporary directory: %w", err)
 	}
 	defer b.wipe()
-	args := []string{"go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out} // as make build does
+	args := []string{"go", "build", "-buildvcs=false", "-o", out} // as make build does
+	if !b.Debug {
+		args = append(args, "-ldflags=-s -w")
+	}
 	if overlay != nil {
 		file := filepath.Join(b.TempDir, "overlay.json")
 		data, err := json.Marshal(map[string]any{"Replace": overlay})
@@ -122,19 +129,20 @@ func (b *Go) Build(ctx context.Context, out string, overlay map[string]string) e
 			err = os.WriteFile(file, data, 0o644)
 		}
 		if err != nil {
-			return fmt.Errorf("build: write the overlay: %w", err)
+			return "", fmt.Errorf("build: write the overlay: %w", err)
 		}
 		args = append(args, "-overlay", file)
 	}
-	_, err := b.Run(ctx, Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + absolute(b.TempDir)}})
+	args = append(args, b.Flags...)
+	_, err = b.Run(ctx, Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + absolute(b.TempDir)}})
 	var exit *ExitError
 	if errors.As(err, &exit) && ctx.Err() == nil {
-		return &CompileError{strings.TrimSpace(string(exit.Stderr))}
+		return "", &CompileError{strings.TrimSpace(string(exit.Stderr))}
 	}
 	if err != nil {
-		return fmt.Errorf("build: %w", err)
+		return "", fmt.Errorf("build: %w", err)
 	}
-	return nil
+	return "", nil
 }
 
 // wipe removes what builds have left.
@@ -155,21 +163,27 @@ func absolute(path string) string {
 // listed is what go list tells of a package.
 type listed struct {
 	ImportPath string
+	Name       string
 	Dir        string
 	Standard   bool
+	Incomplete bool
 	Module     *struct {
-		Path, Dir, GoMod, Version string
-		Main                      bool
-		Replace                   *struct{ Version string }
+		Path, Dir, GoMod, Version, GoVersion string
+		Main                                 bool
+		Replace                              *struct{ Version string }
 	}
 	GoFiles, CgoFiles, CFiles, CXXFiles, HFiles, SFiles, SysoFiles, EmbedFiles []string
+	FFiles, MFiles, SwigFiles, SwigCXXFiles                                    []string
 	EmbedPatterns, Imports                                                     []string
+	ImportMap                                                                  map[string]string
+	Export, DefaultGODEBUG                                                     string
 }
 
 // Inputs asks go list.
 func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 	fields := "ImportPath,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports"
-	out, err := b.Run(ctx, Command{Args: []string{"go", "list", "-e", "-deps", "-json=" + fields, b.Package}})
+	args := append([]string{"go", "list", "-e", "-deps", "-json=" + fields}, b.Flags...)
+	out, err := b.Run(ctx, Command{Args: append(args, b.Package)})
 	if err != nil {
 		return nil, fmt.Errorf("build: list the sources: %w", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"orchestrator/app/build"
 )
 
 // copyBuild copies an executable to the folder of builds.
@@ -20,7 +22,7 @@ func copyBuild(from, builds string, generation int) (string, error) {
 	if err := copyFile(from, out); err != nil {
 		return "", err
 	}
-	id, err := digest(out)
+	id, err := build.Sum(out)
 	if err != nil {
 		return "", err
 	}

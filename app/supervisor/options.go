@@ -19,6 +19,9 @@ type Options struct {
 	HotReload  bool
 	Binary     string   // of this program, absolute
 	Package    string   // import path of the main package it was built from
+	Flags      []string // of go build, beside our own
+	Debug      bool     // keep what debuggers need in what is built
+	Direct     bool     // build without the go command where that is possible
 	WorkerArgs []string // arguments that make the binary a worker
 	Log        *slog.Logger
 	Out        io.Writer // for people

@@ -181,7 +181,7 @@ func (r *reaper) command(ctx context.Context, c build.Command) ([]byte, error) {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case status.ExitStatus() != 0:
-		return nil, &build.ExitError{Command: c.Args[0] + " " + c.Args[1], Status: describe(status), Stderr: stderr.Bytes()}
+		return nil, &build.ExitError{Command: c.Args[0] + " " + c.Args[1], Status: describe(status), Stdout: stdout.Bytes(), Stderr: stderr.Bytes()}
 	}
 	return stdout.Bytes(), nil
 }

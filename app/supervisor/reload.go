@@ -57,6 +57,7 @@ type job struct {
 	expired    error
 	buildTime  time.Duration
 	failure    *control.Outcome
+	note       string // of the builder
 }
 
 // reloader is the part of the loop's state that makes new generations.
@@ -106,10 +107,19 @@ func (s *supervisor) needBuilder() error {
 		return nil
 	}
 	b, err := build.NewGo(s.ctx, s.opts.Package, filepath.Join(s.opts.RunDir, "tmp"), s.reaper.command)
-	if err == nil {
-		s.builder = b
+	if err != nil {
+		return err
 	}
-	return err
+	b.Flags, b.Debug = s.opts.Flags, s.opts.Debug
+	s.builder = b
+	if s.opts.Direct {
+		d, err := build.NewDirect(b, filepath.Join(s.opts.RunDir, "objects"))
+		if err != nil {
+			return err
+		}
+		s.builder = d
+	}
+	return nil
 }
 
 // looks is when to look at the sources.
@@ -295,9 +305,10 @@ func (s *supervisor) build() {
 	ctx, j.cancel = context.WithCancelCause(s.ctx)
 	began := time.Now()
 	go func() {
-		binary, err := s.compile(ctx, overlay, j.initial)
+		binary, note, err := s.compile(ctx, overlay, j.initial)
 		s.do(func() {
 			j.buildTime += time.Since(began)
+			j.note = note
 			if s.job == j {
 				s.built(binary, err)
 			}
@@ -321,33 +332,33 @@ func (s *supervisor) nameChange() {
 
 // compile builds into a folder that is named after what came out. It runs in
 // a goroutine of its own.
-func (s *supervisor) compile(ctx context.Context, overlay map[string]string, seed bool) (string, error) {
+func (s *supervisor) compile(ctx context.Context, overlay map[string]string, seed bool) (out, note string, err error) {
 	builds := filepath.Join(absolute(s.opts.RunDir), "builds")
 	fresh := filepath.Join(builds, "new")
 	if err := os.RemoveAll(fresh); err != nil {
-		return "", fmt.Errorf("build: clear builds: %w", err)
+		return "", "", fmt.Errorf("build: clear builds: %w", err)
 	}
 	if err := os.MkdirAll(fresh, 0o755); err != nil {
-		return "", fmt.Errorf("build: make a folder in run_dir: %w", err)
+		return "", "", fmt.Errorf("build: make a folder in run_dir: %w", err)
 	}
-	out := filepath.Join(fresh, "orchestrator")
+	out = filepath.Join(fresh, "orchestrator")
 	if seed {
 		if copyFile(s.opts.Binary, out) != nil { // go build need not link what is up to date
 			os.Remove(out)
 		}
 	}
-	if err := s.builder.Build(ctx, out, overlay); err != nil {
-		return "", err
+	if note, err = s.builder.Build(ctx, out, overlay); err != nil {
+		return "", note, err
 	}
-	id, err := digest(out)
+	id, err := build.Sum(out)
 	if err != nil {
-		return "", fmt.Errorf("build: read the binary: %w", err)
+		return "", "", fmt.Errorf("build: read the binary: %w", err)
 	}
 	out, err = nameBuild(fresh, filepath.Join(builds, id))
 	if err != nil {
-		return "", fmt.Errorf("build: name the build: %w", err)
+		return "", "", fmt.Errorf("build: name the build: %w", err)
 	}
-	return out, nil
+	return out, note, nil
 }
 
 // built goes on with what the build gave, unless it is of sources that have

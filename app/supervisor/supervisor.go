@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"orchestrator/app/build"
 	"orchestrator/app/control"
 	"orchestrator/app/watch"
 	"orchestrator/handoff"
@@ -189,6 +190,9 @@ func (s *supervisor) killAll() {
 
 // end makes sure that nothing is left.
 func (s *supervisor) end() {
+	if d, ok := s.builder.(*build.Direct); ok {
+		d.Close()
+	}
 	for end := time.Now().Add(2 * time.Second); !s.reaper.childless() && time.Now().Before(end); {
 		time.Sleep(2 * time.Millisecond)
 	}

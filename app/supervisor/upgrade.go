@@ -222,6 +222,9 @@ func (s *supervisor) finish(o control.Outcome) {
 	if notes := supervisorOnly(s.inputs, j.trigger); notes != "" && o.Outcome == control.Reloaded {
 		o.Notes = append(o.Notes, notes)
 	}
+	if j.note != "" && o.Outcome == control.Reloaded {
+		o.Notes = append(o.Notes, "built the long way, by go build: "+j.note)
+	}
 	good := o.Outcome == control.Reloaded || o.Outcome == control.Unchanged
 	if !good && !j.repair {
 		s.refused = j.snap

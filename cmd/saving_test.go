@@ -1,0 +1,148 @@
+package cmd_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// says edits the message of hello.
+func says(p *project, text string) string {
+	source := p.read("modules/hello/hello.go")
+	before, rest, _ := strings.Cut(source, `const message = "`)
+	_, after, _ := strings.Cut(rest, `"`)
+	return before + `const message = "` + text + `"` + after
+}
+
+// TestEditorsWays saves one file as editors do: each becomes the running code
+// with one reload, and no failure is told.
+func TestEditorsWays(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.startServing()
+	file := p.path("modules/hello/hello.go")
+	dir := filepath.Dir(file)
+	for i, way := range []struct {
+		name string
+		save func(text []byte) error
+	}{
+		{"in place", func(text []byte) error { return os.WriteFile(file, text, 0o644) }},
+		{"truncated, and written a moment later", func(text []byte) error {
+			if err := os.Truncate(file, 0); err != nil {
+				return err
+			}
+			<-time.After(30 * time.Millisecond) // the editor's pace
+			return os.WriteFile(file, text, 0o644)
+		}},
+		{"in two halves", func(text []byte) error {
+			f, err := os.Create(file)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			f.Write(text[:len(text)/2])
+			<-time.After(30 * time.Millisecond)
+			_, err = f.Write(text[len(text)/2:])
+			return err
+		}},
+		{"renamed over", func(text []byte) error {
+			if err := os.WriteFile(file+".tmp", text, 0o644); err != nil {
+				return err
+			}
+			return os.Rename(file+".tmp", file)
+		}},
+		{"vim: a probe, a backup, a new file", func(text []byte) error {
+			os.WriteFile(dir+"/4913", nil, 0o644)
+			os.Remove(dir + "/4913")
+			if err := os.Rename(file, file+"~"); err != nil {
+				return err
+			}
+			err := os.WriteFile(file, text, 0o644)
+			os.Remove(file + "~")
+			return err
+		}},
+		{"emacs: a lock, an auto-save, a backup", func(text []byte) error {
+			os.Symlink("user@host.1:2", dir+"/.#hello.go")
+			os.WriteFile(dir+"/#hello.go#", text, 0o644)
+			os.Rename(file, file+"~")
+			err := os.WriteFile(file, text, 0o644)
+			os.Remove(dir + "/.#hello.go")
+			os.Remove(dir + "/#hello.go#")
+			return err
+		}},
+		{"JetBrains: a safe write", func(text []byte) error {
+			os.WriteFile(file+"___jb_tmp___", text, 0o644)
+			os.Rename(file, file+"___jb_old___")
+			err := os.Rename(file+"___jb_tmp___", file)
+			os.Remove(file + "___jb_old___")
+			return err
+		}},
+		{"removed, and written again", func(text []byte) error {
+			os.Remove(file)
+			<-time.After(30 * time.Millisecond)
+			return os.WriteFile(file, text, 0o644)
+		}},
+		{"another inode with an old time", func(text []byte) error {
+			os.WriteFile(file+".tmp", text, 0o644)
+			os.Chtimes(file+".tmp", time.Unix(1e9, 0), time.Unix(1e9, 0))
+			return os.Rename(file+".tmp", file)
+		}},
+	} {
+		want := fmt.Sprint("Hello, ", way.name)
+		before := p.status()
+		p.check(way.save([]byte(says(p, want))))
+		p.wait("the new code, saved "+way.name, func() bool { return p.get("/hello/") == want })
+		p.wait("the outcome", func() bool {
+			s := p.status()
+			return s.LastReload != nil && s.LastReload.Generation == s.Generation && s.Generation > before.Generation
+		})
+		if s := p.status(); s.Generation > before.Generation+2 {
+			t.Errorf("%s: generation %d, was %d", way.name, s.Generation, before.Generation)
+		}
+		if i > 2 && strings.Contains(p.printed(), "build failed") {
+			t.Fatalf("%s: a failure was told", way.name)
+		}
+	}
+}
+
+// TestNothingElseBuilds changes all that is not in the build, and what is but
+// not in its content: none of it does anything.
+func TestNothingElseBuilds(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.write("elsewhere/elsewhere.go", "package elsewhere\n")
+	p.startServing()
+	file := p.path("modules/hello/hello.go")
+	source := p.read("modules/hello/hello.go")
+	p.write("README.md", "new")
+	p.write("modules/hello/more_test.go", "package hello\n\nnonsense")
+	p.write("modules/hello/notes.txt", "new")
+	p.write("elsewhere/elsewhere.go", "package elsewhere\n\nnonsense")
+	p.check(os.Chtimes(file, time.Now(), time.Now()))
+	p.check(os.Chmod(file, 0o600))
+	p.check(os.WriteFile(file, []byte(source), 0o600))
+	p.check(os.MkdirAll(p.path("modules/hello/empty"), 0o755))
+
+	// A comment builds, but what comes out is what serves.
+	p.write("modules/hello/hello.go", source+"\n// A comment.\n")
+	p.wait("it to say that nothing changed", func() bool { return strings.Contains(p.printed(), "unchanged: the build is the one that serves") })
+	if s := p.status(); s.Generation != 1 || s.LastReload.Outcome != "unchanged" {
+		t.Errorf("generation %d, last reload %+v; want 1, unchanged", s.Generation, s.LastReload)
+	}
+	p.write("modules/hello/hello.go", says(p, "Hello, moon"))
+	p.wait("the new code", func() bool { return p.get("/hello/") == "Hello, moon" })
+	p.wait("its outcome", func() bool { s := p.status(); return s.LastReload != nil && s.LastReload.Generation == 2 })
+	if s := p.status(); s.Generation != 2 || strings.Contains(p.printed(), "build failed") || strings.Count(p.printed(), "unchanged:") != 1 {
+		t.Errorf("generation %d: something has built in between", s.Generation)
+	}
+	// By now the packages are known: no go command was needed.
+	p.wait("a direct build", func() bool {
+		p.write("modules/hello/hello.go", says(p, fmt.Sprint("Hello, ", time.Now().UnixNano())))
+		want := p.status().Generation + 1
+		p.wait("its outcome", func() bool { s := p.status(); return s.LastReload != nil && s.LastReload.Generation >= want })
+		return len(p.status().LastReload.Notes) == 0
+	})
+}
