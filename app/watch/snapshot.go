@@ -8,6 +8,7 @@ package watch
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,6 +55,19 @@ func Copy(s Set, dir string) (where map[string]string, snap Snapshot, err error)
 		where[path], snap[path] = to, sha256.Sum256(data)
 	})
 	return where, snap, err
+}
+
+// stamp identifies names, sizes and times of everything in s: it is cheaper
+// than the content, and tells when to look at that.
+func (s Set) stamp() (sum [sha256.Size]byte) {
+	h := sha256.New()
+	s.each(func(path string) {
+		if info, err := os.Stat(path); err == nil {
+			fmt.Fprintf(h, "%s %d %d\n", path, info.Size(), info.ModTime().UnixNano())
+		}
+	})
+	h.Sum(sum[:0])
+	return sum
 }
 
 // each calls f with the path of each file of the set once.

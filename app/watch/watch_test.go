@@ -1,11 +1,14 @@
 package watch_test
 
 import (
+	"bytes"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,10 +100,21 @@ func TestCopyHoldsStill(t *testing.T) {
 // other, also such that did not exist when the watch began.
 func TestWatcherNotices(t *testing.T) {
 	dir := t.TempDir()
-	w := watch.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	out := io.Discard
+	if os.Getenv("WATCH_LOG") != "" {
+		out = os.Stderr
+	}
+	w := watch.New(slog.New(slog.NewTextHandler(out, nil)))
 	defer w.Close()
+	elsewhere := t.TempDir()
+	write(t, elsewhere+"/first/x.go", "1")
+	write(t, elsewhere+"/second/x.go", "2")
+	write(t, elsewhere+"/target.go", "1")
 	later := filepath.Join(dir, "not", "yet")
-	set := watch.Set{Dirs: []string{dir, later}}
+	link := filepath.Join(dir, "link")
+	os.Symlink(elsewhere+"/first", link)
+	os.Symlink(elsewhere+"/target.go", dir+"/linked.go")
+	set := watch.Set{Dirs: []string{dir, later, link}}
 	w.Watch(set)
 	seen := watch.Take(set)
 	for i, change := range []func(){
@@ -110,6 +124,12 @@ func TestWatcherNotices(t *testing.T) {
 		func() { write(t, later+"/b.go", "2") },
 		func() { os.RemoveAll(filepath.Join(dir, "not")) },
 		func() { write(t, later+"/b.go", "3") },
+		func() { write(t, elsewhere+"/first/x.go", "3") }, // through the linked folder
+		func() { write(t, elsewhere+"/target.go", "2") },  // through the linked file
+		func() { os.Remove(link); os.Symlink(elsewhere+"/second", link) },
+		func() { write(t, elsewhere+"/second/x.go", "4") },
+		func() { os.RemoveAll(dir) },
+		func() { write(t, dir+"/a.go", "again") },
 	} {
 		change()
 		for deadline := time.After(20 * time.Second); ; {
@@ -123,5 +143,43 @@ func TestWatcherNotices(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// TestLimitsOfInotify runs the test above where the system has no watch, and
+// no instance, left to give: it is told which setting to raise, and what
+// changes is noticed all the same.
+func TestLimitsOfInotify(t *testing.T) {
+	if _, err := exec.LookPath("unshare"); err != nil {
+		t.Skip("needs unshare")
+	}
+	for limit, hint := range map[string]string{"watches": "sysctl fs.inotify.max_user_watches=", "instances": "sysctl fs.inotify.max_user_instances="} {
+		t.Run(limit, func(t *testing.T) {
+			script := "echo 0 > /proc/sys/user/max_inotify_" + limit + " && exec \"$0\" -test.run='^TestWatcherNotices$' -test.v"
+			cmd := exec.Command("unshare", "--user", "--map-root-user", "sh", "-c", script, os.Args[0])
+			cmd.Env = append(os.Environ(), "WATCH_LOG=1")
+			out, err := cmd.CombinedOutput()
+			if strings.Contains(string(out), "Operation not permitted") || strings.Contains(string(out), "Permission denied") {
+				t.Skipf("cannot make a user namespace here: %s", out)
+			}
+			if err != nil || !strings.Contains(string(out), "PASS") || !strings.Contains(string(out), hint) {
+				t.Errorf("%v; want it to pass and to say %q:\n%s", err, hint, out)
+			}
+		})
+	}
+}
+
+// TestAFileSystemWithoutEvents is found out by its kind.
+func TestAFileSystemWithoutEvents(t *testing.T) {
+	dir := t.TempDir()
+	if !watch.PretendNoEvents(t, dir) {
+		t.Skip("kinds of file systems are known on Linux only")
+	}
+	var log bytes.Buffer
+	w := watch.New(slog.New(slog.NewTextHandler(&log, nil)))
+	w.Watch(watch.Set{Dirs: []string{dir}})
+	w.Close()
+	if !strings.Contains(log.String(), "gives no events") {
+		t.Errorf("the log has %q", log.String())
 	}
 }

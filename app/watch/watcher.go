@@ -1,7 +1,9 @@
 package watch
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -95,6 +97,9 @@ func (w *Watcher) arm() {
 			}
 		}
 		for dir := range wanted {
+			if name := withoutEvents(dir); name != "" {
+				w.polled(dir, fmt.Errorf("%s gives no events", name))
+			}
 			if err := w.fs.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				w.polled(dir, err)
 			}
@@ -108,6 +113,9 @@ func (w *Watcher) wanted() map[string]bool {
 	dirs := map[string]bool{}
 	for _, dir := range w.set.Dirs {
 		dirs[existing(dir)] = true
+		for _, real := range linked(dir) {
+			dirs[real] = true
+		}
 	}
 	for _, file := range w.set.Files {
 		dirs[existing(filepath.Dir(file))] = true
@@ -119,6 +127,24 @@ func (w *Watcher) wanted() map[string]bool {
 			}
 			return nil
 		})
+	}
+	return dirs
+}
+
+// linked is where the symbolic links in dir, and dir itself if it is one, lead
+// to and may be changed.
+func linked(dir string) (dirs []string) {
+	if info, err := os.Lstat(dir); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		dirs = append(dirs, filepath.Dir(dir))
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Type()&fs.ModeSymlink == 0 || !compiled(e.Name()) {
+			continue
+		}
+		if target, err := filepath.EvalSymlinks(filepath.Join(dir, e.Name())); err == nil {
+			dirs = append(dirs, filepath.Dir(target))
+		}
 	}
 	return dirs
 }
@@ -183,10 +209,18 @@ func (w *Watcher) polled(dir string, err error) {
 	w.tasks.Go(func() {
 		tick := time.NewTicker(pollInterval)
 		defer tick.Stop()
+		var before [sha256.Size]byte
 		for {
 			select {
 			case <-tick.C:
-				w.notify()
+				w.mu.Lock()
+				set := w.set
+				w.mu.Unlock()
+				if now := set.stamp(); now != before {
+					before = now
+					w.arm()
+					w.notify()
+				}
 			case <-w.close:
 				return
 			}

@@ -1,0 +1,326 @@
+package cmd_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// peers are the tools that developers use today, as modules to install.
+var peers = map[string]string{
+	"air":           "github.com/air-verse/air@v1.67.4",
+	"wgo":           "github.com/bokwoon95/wgo@v0.5.11",
+	"reflex":        "github.com/cespare/reflex@v0.3.1",
+	"CompileDaemon": "github.com/githubnemo/CompileDaemon@v1.4.0",
+}
+
+// contender is one way to get from a save to the running code.
+type contender struct {
+	name   string
+	start  func(p *project) []string // the command to leave running, nil for none
+	once   func(p *project) error    // what to time after an edit, if nothing runs
+	losses bool                      // requests are sent meanwhile
+
+	p       *project
+	address string
+	lost    *lossCounter
+	took    []float64 // milliseconds
+}
+
+const stripped = `-ldflags=-s -w`
+
+// contenders are ours, what is below everything, and the peers, as they come
+// and as well as they can be tuned.
+func contenders() []*contender {
+	build := func(flags ...string) func(p *project) error {
+		return func(p *project) error {
+			return p.exec(append(append([]string{"go", "build", "-o", "bin/app"}, flags...), "./cmd/orchestrator")...)
+		}
+	}
+	peer := func(name string, args ...string) func(p *project) []string {
+		return func(*project) []string { return append([]string{filepath.Join(toolsDir, name)}, args...) }
+	}
+	air := func(delay string, flags string) func(p *project) []string {
+		return func(p *project) []string {
+			p.write("air.toml", fmt.Sprintf(`[build]
+cmd = "go build %s -o bin/app ./cmd/orchestrator"
+full_bin = "bin/app run"
+%s
+exclude_dir = ["bin", "tmp", ".orchestrator", "docs"]
+send_interrupt = true
+`, flags, delay))
+			return []string{filepath.Join(toolsDir, "air"), "-c", "air.toml"}
+		}
+	}
+	return []*contender{
+		{name: "orchestrator", losses: true, start: func(p *project) []string { return []string{"bin/orchestrator", "run"} }},
+		{name: "compile + link alone", once: compileAndLink},
+		{name: "go build, our flags", once: build(stripped, "-buildvcs=false")},
+		{name: "go build, default flags", once: build()},
+		{name: "wgo, tuned", losses: true, start: peer("wgo", "-debounce", "1ms", "-file", `\.go$`, "go", "build", stripped, "-o", "bin/app", "./cmd/orchestrator", "::", "bin/app", "run")},
+		{name: "wgo", losses: true, start: peer("wgo", "run", "./cmd/orchestrator", "run")},
+		{name: "reflex", losses: true, start: peer("reflex", "-r", `\.go$`, "-s", "--", "sh", "-c", "go build -o bin/app ./cmd/orchestrator && exec bin/app run")},
+		{name: "air, tuned", losses: true, start: air("delay = 1\nkill_delay = \"0s\"", `-ldflags='-s -w'`)},
+		{name: "air", losses: true, start: air("", "")},
+		{name: "CompileDaemon", losses: true, start: peer("CompileDaemon", "-build=go build -o bin/app ./cmd/orchestrator", "-command=bin/app run", "-graceful-kill=true")},
+	}
+}
+
+var toolsDir string
+
+// exec runs a command in the project.
+func (p *project) exec(args ...string) error {
+	c := exec.Command(args[0], args[1:]...)
+	c.Dir, c.Env = p.dir, os.Environ()
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", args, err, out)
+	}
+	return nil
+}
+
+// compileAndLink runs just the commands of the compiler and the linker that go
+// build has run for an edit of the same file.
+func compileAndLink(p *project) error { return p.exec("sh", "-e", "floor.sh") }
+
+// writeFloor finds those commands out.
+func (p *project) writeFloor() {
+	c := exec.Command("go", "build", "-x", "-work", stripped, "-buildvcs=false", "-o", "bin/app", "./cmd/orchestrator")
+	c.Dir, c.Env = p.dir, os.Environ()
+	out, err := c.CombinedOutput()
+	p.check(err)
+	work := regexp.MustCompile(`(?m)^WORK=(.*)$`).FindSubmatch(out)
+	commands := regexp.MustCompile(`(?m)^.*/tool/[^/ ]+/(?:compile|link) .*$`).FindAll(out, -1)
+	if work == nil || len(commands) < 2 {
+		p.t.Fatalf("go build -x has shown no compiler and linker:\n%s", out)
+	}
+	p.write("floor.sh", fmt.Sprintf("WORK=%s\n%s\n", work[1], bytes.Join(commands, []byte("\n"))))
+}
+
+// lossCounter sends a request every few milliseconds, each on a connection of
+// its own, and counts those that are not answered.
+type lossCounter struct {
+	stop         chan struct{}
+	done         sync.WaitGroup
+	sent, failed atomic.Int64
+}
+
+func countLosses(address string) *lossCounter {
+	l := &lossCounter{stop: make(chan struct{})}
+	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	l.done.Go(func() {
+		for {
+			select {
+			case <-l.stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			l.sent.Add(1)
+			resp, err := c.Get("http://" + address + "/hello/")
+			if err != nil || resp.StatusCode != http.StatusOK {
+				l.failed.Add(1)
+			}
+			if err == nil {
+				resp.Body.Close()
+			}
+		}
+	})
+	return l
+}
+
+func (l *lossCounter) end() {
+	close(l.stop)
+	l.done.Wait()
+}
+
+// answers is what GET /hello/ says, "" if nothing.
+func answers(address string) string {
+	c := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := c.Get("http://" + address + "/hello/")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	b.ReadFrom(resp.Body)
+	return strings.TrimSpace(b.String())
+}
+
+// begin starts what is to be left running.
+func (c *contender) begin(t *testing.T) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.p = newProject(t, dir)
+	c.address = c.p.reserveAddress()
+	hot := fmt.Sprint(c.name == "orchestrator")
+	c.p.write("config/main.yaml", "app:\n  hot_reload: "+hot+"\n  listen: "+c.address+"\nmodules:\n  - name: hello\n  - name: counter\n  - name: kv\n    config: {path: .orchestrator/kv.db}\n")
+	if c.start == nil {
+		c.p.write("modules/hello/hello.go", says(c.p, "warm"))
+		c.p.check(c.p.exec("go", "build", "-o", "bin/app", "./cmd/orchestrator"))
+		c.p.write("modules/hello/hello.go", says(c.p, "up"))
+		c.p.writeFloor()
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		return
+	}
+	args := c.start(c.p)
+	log, err := os.Create(c.p.log)
+	c.p.check(err)
+	defer log.Close()
+	cmd := exec.Command(args[0], args[1:]...)
+	if !filepath.IsAbs(args[0]) {
+		cmd.Path = c.p.path(args[0])
+	}
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.p.dir, os.Environ(), log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.p.check(cmd.Start())
+	c.p.began(cmd)
+	t.Cleanup(func() {
+		c.p.cleanUp()
+		os.RemoveAll(dir)
+	})
+	for end := time.Now().Add(time.Minute); answers(c.address) == ""; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s does not serve:\n%s", c.name, c.p.printed())
+		}
+	}
+}
+
+// edit saves a new message and times how long it takes to be served.
+func (c *contender) edit(t *testing.T, n int) {
+	text := fmt.Sprintf("edit %d", n)
+	source := says(c.p, text)
+	if c.losses {
+		if c.lost == nil {
+			c.lost = &lossCounter{}
+		}
+		l := countLosses(c.address)
+		defer func() {
+			l.end()
+			c.lost.sent.Add(l.sent.Load())
+			c.lost.failed.Add(l.failed.Load())
+		}()
+	}
+	began := time.Now()
+	c.p.write("modules/hello/hello.go", source)
+	if c.once != nil {
+		c.p.check(c.once(c.p))
+	} else {
+		for answers(c.address) != text {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("%s does not serve edit %d:\n%s", c.name, n, c.p.printed())
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+	c.took = append(c.took, float64(time.Since(began).Microseconds())/1000)
+}
+
+// quantile of a list that is not empty.
+func quantile(list []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(list))
+	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+}
+
+// TestSaveToServing measures what $BENCH_EDITS edits of one file take with
+// each contender, which take turns, and writes docs/BENCHMARKS.md.
+func TestSaveToServing(t *testing.T) {
+	edits := atoi(os.Getenv("BENCH_EDITS"))
+	if edits == 0 {
+		t.Skip("make bench runs this")
+	}
+	toolsDir = t.TempDir()
+	for _, path := range peers {
+		c := exec.Command("go", "install", path)
+		c.Env = append(os.Environ(), "GOBIN="+toolsDir, "GOFLAGS=")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("go install %s: %v\n%s", path, err, out)
+		}
+	}
+	all := contenders()
+	for _, c := range all {
+		c.begin(t)
+	}
+	for n := range edits + 2 {
+		for _, c := range all {
+			c.edit(t, n)
+			time.Sleep(300 * time.Millisecond) // what each does afterwards is its own
+		}
+		if n == 1 { // both were to warm up
+			for _, c := range all {
+				c.took = nil
+			}
+		}
+	}
+	report := &strings.Builder{}
+	floor := quantile(all[1].took, 0.5)
+	fmt.Fprintf(report, "| | median ms | 10 %% | 90 %% | × compile + link | × go build | requests lost |\n|---|---|---|---|---|---|---|\n")
+	for _, c := range all {
+		lost := ""
+		if c.losses {
+			lost = fmt.Sprintf("%d of %d", c.lost.failed.Load(), c.lost.sent.Load())
+		}
+		m := quantile(c.took, 0.5)
+		fmt.Fprintf(report, "| %s | %.0f | %.0f | %.0f | %.2f | %.2f | %s |\n", c.name, m, quantile(c.took, 0.1), quantile(c.took, 0.9), m/floor, m/quantile(all[3].took, 0.5), lost)
+	}
+	t.Logf("%d edits each\n%s", edits, report)
+	writeBenchmarks(t, edits, report.String(), all)
+}
+
+// writeBenchmarks puts the table and its plot into docs.
+func writeBenchmarks(t *testing.T, edits int, table string, all []*contender) {
+	const file = "../docs/BENCHMARKS.md"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin, end := "<!-- save to serving -->\n", "<!-- end -->"
+	head, rest, ok := strings.Cut(string(text), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", file)
+	}
+	cpus, _ := exec.Command("nproc").Output()
+	section := fmt.Sprintf("\nMeasured on %s with %s cores, %d edits each, which took turns.\n\n%s\n![from save to serving](save-to-serving.svg)\n\n", time.Now().Format(time.DateOnly), strings.TrimSpace(string(cpus)), edits, table)
+	if err := os.WriteFile(file, []byte(head+begin+section+end+tail), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("../docs/save-to-serving.svg", []byte(plot(all)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// plot draws a bar for each contender, with its spread.
+func plot(all []*contender) string {
+	const row, left, width = 28, 190, 560
+	most := 0.0
+	for _, c := range all {
+		most = max(most, quantile(c.took, 0.9))
+	}
+	x := func(ms float64) float64 { return left + ms/most*width }
+	var b strings.Builder
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="13">`+"\n", left+width+90, row*len(all)+40)
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="white"/><text x="10" y="20" font-weight="bold">from save to serving, ms: median, 10 %% to 90 %%</text>`+"\n")
+	for i, c := range all {
+		y := 34 + row*i
+		m, fill := quantile(c.took, 0.5), "#9aa7b4"
+		if i == 0 {
+			fill = "#2a7de1"
+		}
+		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.1f" height="18" fill="%s"/>`, left-8, y+14, c.name, left, y, x(m)-left, fill)
+		fmt.Fprintf(&b, `<path d="M%.1f %dH%.1f" stroke="black"/><text x="%.1f" y="%d">%.0f</text>`+"\n", x(quantile(c.took, 0.1)), y+9, x(quantile(c.took, 0.9)), x(max(m, quantile(c.took, 0.9)))+6, y+14, m)
+	}
+	b.WriteString("</svg>\n")
+	return b.String()
+}
