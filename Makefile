@@ -26,10 +26,18 @@ crash: ## make every step of a reload fail in every way, and print the table
 soak: ## reload 1,000 times under load, every second time to a bad candidate
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd
 
-bench: ## measure pauses, throughput, and what a state of 1 GiB costs
+bench: ## measure: from save to serving beside the peers, pauses, throughput, large states
+	BENCH_EDITS=15 $(GO) test -count=1 -run TestSaveToServing -timeout 60m -v ./cmd
+	BENCH_COST=1 $(GO) test -count=1 -run 'TestReloadCost|TestSaveToFailure' -timeout 60m -v ./cmd
 	$(GO) test -run XXX -bench Pause -benchtime 200x -timeout 30m ./cmd
 	$(GO) test -run XXX -bench Throughput -benchtime 3x ./app
 	$(GO) test -run XXX -bench 1GiB -benchtime 5x -timeout 30m ./cmd
+
+bench-heavy: ## measure from save to serving with all of Caddy linked in
+	BENCH_HEAVY=15 $(GO) test -count=1 -run TestHeavyDependencies -timeout 60m -v ./cmd
+
+edits: ## edit a program at random, 500 times, and compare the direct build with go build
+	EDITS=500 $(GO) test -count=1 -run TestRandomEdits -timeout 60m -v ./app/build
 
 fuzz: ## look for inputs that break the decoders, ten minutes each
 	$(GO) test -run XXX -fuzz FuzzLink -fuzztime 10m ./handoff
@@ -50,4 +58,4 @@ check: lint test ## everything a commit must pass
 fmt: ## format the code
 	gofmt -w .
 
-.PHONY: help build run test crash soak bench fuzz lint check fmt
+.PHONY: help build run test crash soak bench bench-heavy edits fuzz lint check fmt

@@ -32,6 +32,7 @@ type contender struct {
 	once   func(p *project) error    // what to time after an edit, if nothing runs
 	losses bool                      // requests are sent meanwhile
 
+	prepare func(p *project) // changes the copy before its first build, nil for nothing
 	p       *project
 	address string
 	lost    *lossCounter
@@ -163,6 +164,9 @@ func (c *contender) begin(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.p = newProject(t, dir)
+	if c.prepare != nil {
+		c.prepare(c.p)
+	}
 	c.address = c.p.reserveAddress()
 	hot := fmt.Sprint(c.name == "orchestrator")
 	c.p.write("config/main.yaml", "app:\n  hot_reload: "+hot+"\n  listen: "+c.address+"\nmodules:\n  - name: hello\n  - name: counter\n  - name: kv\n    config: {path: .orchestrator/kv.db}\n")
@@ -233,22 +237,23 @@ func quantile(list []float64, q float64) float64 {
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-// TestSaveToServing measures what $BENCH_EDITS edits of one file take with
-// each contender, which take turns, and writes docs/BENCHMARKS.md.
-func TestSaveToServing(t *testing.T) {
-	edits := atoi(os.Getenv("BENCH_EDITS"))
-	if edits == 0 {
-		t.Skip("make bench runs this")
+// ratios are those of the same turns.
+func ratios(a, b []float64) []float64 {
+	list := make([]float64, len(a))
+	for i := range a {
+		list[i] = a[i] / b[i]
 	}
-	toolsDir = t.TempDir()
-	for _, path := range peers {
-		c := exec.Command("go", "install", path)
-		c.Env = append(os.Environ(), "GOBIN="+toolsDir, "GOFLAGS=")
-		if out, err := c.CombinedOutput(); err != nil {
-			t.Fatalf("go install %s: %v\n%s", path, err, out)
-		}
-	}
-	all := contenders()
+	return list
+}
+
+// spread is the median, and between which values 80 % lie.
+func spread(format string, list []float64) string {
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", quantile(list, 0.5), quantile(list, 0.1), quantile(list, 0.9))
+}
+
+// race has the contenders take turns with edits, of which the first two do not
+// count, and returns the table of what they took.
+func race(t *testing.T, all []*contender, edits int) string {
 	for _, c := range all {
 		c.begin(t)
 	}
@@ -257,46 +262,86 @@ func TestSaveToServing(t *testing.T) {
 			c.edit(t, n)
 			time.Sleep(300 * time.Millisecond) // what each does afterwards is its own
 		}
-		if n == 1 { // both were to warm up
+		if n == 1 {
 			for _, c := range all {
 				c.took = nil
 			}
 		}
 	}
 	report := &strings.Builder{}
-	floor := quantile(all[1].took, 0.5)
-	fmt.Fprintf(report, "| | median ms | 10 %% | 90 %% | × compile + link | × go build | requests lost |\n|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(report, "| | ms | × compile + link | × go build | requests lost |\n|---|---|---|---|---|\n")
 	for _, c := range all {
 		lost := ""
 		if c.losses {
 			lost = fmt.Sprintf("%d of %d", c.lost.failed.Load(), c.lost.sent.Load())
 		}
-		m := quantile(c.took, 0.5)
-		fmt.Fprintf(report, "| %s | %.0f | %.0f | %.0f | %.2f | %.2f | %s |\n", c.name, m, quantile(c.took, 0.1), quantile(c.took, 0.9), m/floor, m/quantile(all[3].took, 0.5), lost)
+		fmt.Fprintf(report, "| %s | %s | %s | %s | %s |\n", c.name, spread("%.0f", c.took), spread("%.2f", ratios(c.took, all[1].took)), spread("%.2f", ratios(c.took, all[3].took)), lost)
 	}
-	t.Logf("%d edits each\n%s", edits, report)
-	writeBenchmarks(t, edits, report.String(), all)
+	return report.String()
 }
 
-// writeBenchmarks puts the table and its plot into docs.
-func writeBenchmarks(t *testing.T, edits int, table string, all []*contender) {
-	const file = "../docs/BENCHMARKS.md"
+// TestHeavyDependencies measures the same, without the peers, for a program
+// that imports all standard modules of Caddy.
+func TestHeavyDependencies(t *testing.T) {
+	edits := atoi(os.Getenv("BENCH_HEAVY"))
+	if edits == 0 {
+		t.Skip("make bench-heavy runs this")
+	}
+	all := contenders()[:4]
+	for _, c := range all {
+		c.prepare = func(p *project) {
+			p.write("modules/hello/heavy.go", "package hello\n\nimport _ \"github.com/caddyserver/caddy/v2/modules/standard\"\n")
+			p.write("go.mod", p.read("go.mod")+"\nrequire github.com/caddyserver/caddy/v2 v2.10.2\n")
+			p.check(p.exec("go", "mod", "tidy", "-e"))
+			p.check(p.exec("go", "build", "-buildvcs=false", stripped, "-o", "bin/orchestrator", "./cmd/orchestrator"))
+		}
+	}
+	table := race(t, all, edits)
+	t.Logf("%d edits each\n%s", edits, table)
+	writeSection(t, "heavy", turns(edits), table)
+}
+
+// TestSaveToServing measures what $BENCH_EDITS edits of one file take with
+// each contender, which take turns, and writes docs/BENCHMARKS.md.
+func TestSaveToServing(t *testing.T) {
+	edits := atoi(os.Getenv("BENCH_EDITS"))
+	if edits == 0 {
+		t.Skip("make bench runs this")
+	}
+	toolsDir = t.TempDir()
+	for name, at := range peers {
+		p := &project{t: t, dir: t.TempDir()}
+		path, version, _ := strings.Cut(at, "@")
+		p.write("go.mod", fmt.Sprintf("module tools\n\ngo 1.26\n\nrequire %s %s\n", path, version))
+		p.check(p.exec("go", "build", "-mod=mod", "-o", filepath.Join(toolsDir, name), path))
+	}
+	all := contenders()
+	table := race(t, all, edits)
+	t.Logf("%d edits each\n%s", edits, table)
+	writeSection(t, "save to serving", turns(edits), table+"\n![from save to serving](save-to-serving.svg)\n")
+	if err := os.WriteFile("../docs/save-to-serving.svg", []byte(plot(all)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func turns(edits int) string { return fmt.Sprintf("%d edits each, which took turns", edits) }
+
+// writeSection puts a table into its place in docs.
+func writeSection(t *testing.T, name, how, table string) {
+	const file, end = "../docs/BENCHMARKS.md", "<!-- end -->"
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	begin, end := "<!-- save to serving -->\n", "<!-- end -->"
+	begin := "<!-- " + name + " -->\n"
 	head, rest, ok := strings.Cut(string(text), begin)
 	_, tail, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
 		t.Fatalf("%s has no place for the table", file)
 	}
 	cpus, _ := exec.Command("nproc").Output()
-	section := fmt.Sprintf("\nMeasured on %s with %s cores, %d edits each, which took turns.\n\n%s\n![from save to serving](save-to-serving.svg)\n\n", time.Now().Format(time.DateOnly), strings.TrimSpace(string(cpus)), edits, table)
+	section := fmt.Sprintf("\nMeasured on %s with %s cores, %s.\n\n%s\n", time.Now().Format(time.DateOnly), strings.TrimSpace(string(cpus)), how, table)
 	if err := os.WriteFile(file, []byte(head+begin+section+end+tail), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile("../docs/save-to-serving.svg", []byte(plot(all)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -323,4 +368,53 @@ func plot(all []*contender) string {
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// TestSaveToFailure measures how long a mistake takes to be told.
+func TestSaveToFailure(t *testing.T) {
+	if os.Getenv("BENCH_COST") == "" {
+		t.Skip("make bench runs this")
+	}
+	const edits = 15
+	all := contenders()
+	ours, gobuild := all[0], all[2]
+	ours.begin(t)
+	gobuild.begin(t)
+	good := ours.p.read("modules/hello/hello.go")
+	time.Sleep(3 * time.Second) // it learns the packages
+	table := "| mistake | orchestrator, ms | go build, our flags, ms | ratio |\n|---|---|---|---|\n"
+	for _, mistake := range []struct{ name, text, message string }{
+		{"syntax", "\nfunc (%d\n", "syntax error"},
+		{"type", "\nvar mistake int = \"%d\"\n", "cannot use"},
+	} {
+		var us, them []float64
+		for n := range edits {
+			text := good + fmt.Sprintf(mistake.text, n)
+			told := strings.Count(ours.p.printed(), "build failed")
+			began := time.Now()
+			ours.p.write("modules/hello/hello.go", text)
+			for strings.Count(ours.p.printed(), "build failed") == told {
+				time.Sleep(time.Millisecond)
+				if time.Since(began) > 20*time.Second {
+					t.Fatalf("no failure was told:\n%s", ours.p.printed())
+				}
+			}
+			us = append(us, float64(time.Since(began).Microseconds())/1000)
+			if !strings.Contains(ours.p.printed(), mistake.message) {
+				t.Errorf("the terminal does not say %q", mistake.message)
+			}
+			time.Sleep(300 * time.Millisecond)
+
+			gobuild.p.write("modules/hello/hello.go", text)
+			began = time.Now()
+			if err := gobuild.once(gobuild.p); err == nil || !strings.Contains(err.Error(), mistake.message) {
+				t.Errorf("go build = %v", err)
+			}
+			them = append(them, float64(time.Since(began).Microseconds())/1000)
+			time.Sleep(300 * time.Millisecond)
+		}
+		table += fmt.Sprintf("| %s | %s | %s | %s |\n", mistake.name, spread("%.0f", us), spread("%.0f", them), spread("%.2f", ratios(us, them)))
+	}
+	t.Log("\n" + table)
+	writeSection(t, "failure", turns(edits), table)
 }

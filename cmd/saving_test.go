@@ -146,3 +146,89 @@ func TestNothingElseBuilds(t *testing.T) {
 		return len(p.status().LastReload.Notes) == 0
 	})
 }
+
+// TestABranchSwitch changes ten thousand files at once, there and back and
+// there again: the last content serves, after few builds and in little memory.
+func TestABranchSwitch(t *testing.T) {
+	t.Parallel()
+	const packages, files = 100, 100
+	p := testProject(t)
+	branch := func(name string) {
+		var imports, sum strings.Builder
+		for i := range packages {
+			for j := range files {
+				p.write(fmt.Sprintf("many/p%d/f%d.go", i, j), fmt.Sprintf("package p%d\n\nconst C%d = %q\n", i, j, name))
+			}
+			fmt.Fprintf(&imports, "\t\"orchestrator/many/p%d\"\n", i)
+			fmt.Fprintf(&sum, " + p%d.C%d", i, i)
+		}
+		p.write("modules/hello/many.go", "package hello\n\nimport (\n"+imports.String()+")\n\nconst many = \"\""+sum.String()+"\n")
+	}
+	branch("a")
+	source := strings.Replace(p.read("modules/hello/hello.go"), "fmt.Fprintln(w, message)", "fmt.Fprintln(w, message, many)", 1)
+	if !strings.Contains(source, "many") {
+		t.Fatal("hello.go has no such line any more")
+	}
+	p.write("modules/hello/hello.go", source)
+	p.startServing()
+	p.wait("the many packages to serve", func() bool { return p.get("/hello/") == "Hello, world "+strings.Repeat("a", packages) })
+	before := p.status()
+	for _, name := range []string{"b", "a", "b", "a", "c"} {
+		branch(name)
+	}
+	want := "Hello, world " + strings.Repeat("c", packages)
+	p.wait("the last content to serve", func() bool { return p.get("/hello/") == want })
+	p.wait("it to be told", func() bool { s := p.status(); return s.LastReload != nil && s.LastReload.Generation == s.Generation })
+	after := p.status()
+	if after.Generation > before.Generation+3 || strings.Contains(p.printed(), "build failed") {
+		t.Errorf("generation %d after %d: too many builds", after.Generation, before.Generation)
+	}
+	if peak := statusField(after.SupervisorPID, "VmHWM:"); peak > 256 {
+		t.Errorf("the supervisor has taken %d MiB", peak)
+	}
+	t.Logf("%d files, five times: generation %d after %d; the supervisor took at most %d MiB", packages*files, after.Generation, before.Generation, statusField(after.SupervisorPID, "VmHWM:"))
+}
+
+// TestABuildDiesWithTheSupervisor kills it in the middle of one.
+func TestABuildDiesWithTheSupervisor(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.startServing()
+	p.write("modules/hello/slow.go", "package hello\n\nimport _ \"go/types\"\n") // not there yet: go build
+	p.wait("the build to begin", func() bool { return len(p.processes()) > 3 })
+	p.check(p.cmd.Process.Kill())
+	<-p.exit
+	p.done = true
+	p.wait("everything to end", func() bool { return len(p.processes()) == 0 })
+}
+
+// TestIdleCostsNothing looks at the processor time of both processes while
+// nobody asks for anything.
+func TestIdleCostsNothing(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.startServing()
+	s := p.status()
+	used := func(pid int) int { // in hundredths of a second
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			t.Skip("there is no /proc here")
+		}
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		return atoi(fields[11]) + atoi(fields[12])
+	}
+	var before [2]int
+	p.wait("the work after the start to end", func() bool { // the packages are asked for
+		now := [2]int{used(s.SupervisorPID), used(s.PID)}
+		same := now == before
+		before = now
+		<-time.After(500 * time.Millisecond)
+		return same && len(p.processes()) == 2
+	})
+	<-time.After(3 * time.Second) // of idleness
+	after := [2]int{used(s.SupervisorPID), used(s.PID)}
+	if after[0]-before[0] > 1 || after[1]-before[1] > 1 {
+		t.Errorf("in 3 s of idleness the supervisor used %d ms, the worker %d ms", 10*(after[0]-before[0]), 10*(after[1]-before[1]))
+	}
+	t.Logf("memory: supervisor %d MiB, worker %d MiB", memory(s.SupervisorPID), memory(s.PID))
+}

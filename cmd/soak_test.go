@@ -154,7 +154,7 @@ func (k *keptAlive) client(address string) {
 		} else {
 			k.answered.Add(1)
 		}
-		<-time.After(2 * time.Millisecond) // pace
+		<-time.After(max(2*time.Millisecond, time.Duration(k.n)*time.Millisecond/8)) // pace: the machine is shared
 	}
 }
 

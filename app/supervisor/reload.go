@@ -18,8 +18,10 @@ import (
 
 const (
 	// quietTime is how long the sources must hold still before a failure is
-	// believed: a half-written file is nobody's mistake.
-	quietTime = 300 * time.Millisecond
+	// believed, and cutTime if a file that changed looks as if it were being
+	// written: that is nobody's mistake.
+	quietTime = 60 * time.Millisecond
+	cutTime   = 300 * time.Millisecond
 
 	// After this many cancelled builds, or this long, a build may finish: it
 	// then reads copies that hold still.
@@ -95,6 +97,9 @@ func (s *supervisor) begin() error {
 	s.set = watch.Set{Files: []string{absolute(s.opts.ConfigFile)}}
 	if err := s.needBuilder(); err != nil {
 		return fmt.Errorf("hot_reload is on, but the sources cannot be built: %w; start it in the folder of its sources, or set app.hot_reload: false", err)
+	}
+	if !s.opts.Debug {
+		s.say("builds leave out what debuggers need; build.debug: true in %s keeps it", s.opts.ConfigFile)
 	}
 	s.watcher = watch.New(s.opts.Log)
 	s.job = &job{initial: true, forced: true, began: time.Now()}
@@ -420,10 +425,30 @@ func (s *supervisor) failed(o control.Outcome) {
 	j := s.job
 	if len(j.requests) == 0 && !s.stopping {
 		j.phase, j.failure = settling, &o
-		s.quiet = time.After(quietTime)
+		wait := quietTime
+		if slices.ContainsFunc(j.snap.Diff(s.current.snap), unfinished) {
+			wait = cutTime
+		}
+		s.quiet = time.After(wait)
 		return
 	}
 	s.finish(o)
+}
+
+// unfinished tells whether a file looks as if it were being written: it is
+// empty, or gone, or does not end with the end of a line.
+func unfinished(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	var last [1]byte
+	info, err := f.Stat()
+	if err == nil {
+		_, err = f.ReadAt(last[:], info.Size()-1)
+	}
+	return err != nil || last[0] != '\n'
 }
 
 // settle believes a failure if the sources have not changed since.
