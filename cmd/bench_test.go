@@ -71,9 +71,11 @@ send_interrupt = true
 		{name: "go build, default flags", once: build()},
 		{name: "wgo, tuned", losses: true, start: peer("wgo", "-debounce", "1ms", "-file", `\.go$`, "go", "build", stripped, "-o", "bin/app", "./cmd/orchestrator", "::", "bin/app", "run")},
 		{name: "wgo", losses: true, start: peer("wgo", "run", "./cmd/orchestrator", "run")},
+		{name: "reflex, tuned", losses: true, start: peer("reflex", "-r", `^modules/.*\.go$`, "-s", "--", "sh", "-c", "go build '"+stripped+"' -buildvcs=false -o bin/app ./cmd/orchestrator && exec bin/app run")},
 		{name: "reflex", losses: true, start: peer("reflex", "-r", `\.go$`, "-s", "--", "sh", "-c", "go build -o bin/app ./cmd/orchestrator && exec bin/app run")},
 		{name: "air, tuned", losses: true, start: air("delay = 1\nkill_delay = \"0s\"", `-ldflags='-s -w'`)},
 		{name: "air", losses: true, start: air("", "")},
+		{name: "CompileDaemon, tuned", losses: true, start: peer("CompileDaemon", "-build=go build -ldflags=-s -buildvcs=false -o bin/app ./cmd/orchestrator", "-command=bin/app run", "-graceful-kill=true", "-exclude-dir=.orchestrator", "-exclude-dir=bin", "-log-prefix=false")},
 		{name: "CompileDaemon", losses: true, start: peer("CompileDaemon", "-build=go build -o bin/app ./cmd/orchestrator", "-command=bin/app run", "-graceful-kill=true")},
 	}
 }

@@ -3,6 +3,7 @@ package cmd_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -231,4 +232,35 @@ func TestIdleCostsNothing(t *testing.T) {
 		t.Errorf("in 3 s of idleness the supervisor used %d ms, the worker %d ms", 10*(after[0]-before[0]), 10*(after[1]-before[1]))
 	}
 	t.Logf("memory: supervisor %d MiB, worker %d MiB", memory(s.SupervisorPID), memory(s.PID))
+}
+
+// TestBuildSettings builds another main package with a flag and with what
+// debuggers need, by the go command alone.
+func TestBuildSettings(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.write("modules/hello/hello.go", strings.Replace(p.read("modules/hello/hello.go"), `const message = "Hello, world"`, "", 1))
+	p.write("modules/hello/moon.go", "//go:build moon\n\npackage hello\n\nconst message = \"Hello, moon\"\n")
+	p.write("modules/hello/world.go", "//go:build !moon\n\npackage hello\n\nconst message = \"Hello, world\"\n")
+	p.write("cmd/another/main.go", p.read("cmd/orchestrator/main.go"))
+	p.write("cmd/another/modules.go", p.read("cmd/orchestrator/modules.go"))
+	p.edit("config/main.yaml", "modules:", "build: {package: ./cmd/another, flags: [-tags=moon], debug: true, direct: false}\nmodules:")
+	p.startServing()
+	if got := p.get("/hello/"); got != "Hello, moon" {
+		t.Errorf("GET /hello/ = %q: the flag does not count", got)
+	}
+	p.write("modules/hello/moon.go", strings.Replace(p.read("modules/hello/moon.go"), "moon\"", "full moon\"", 1))
+	p.wait("the new code", func() bool { return p.get("/hello/") == "Hello, full moon" })
+	p.wait("its outcome", func() bool { return p.status().LastReload != nil })
+	if s := p.status(); len(s.LastReload.Notes) != 0 {
+		t.Errorf("last reload = %+v, want no note", *s.LastReload)
+	}
+	out, err := exec.Command("go", "version", "-m", fmt.Sprintf("/proc/%d/exe", p.status().PID)).CombinedOutput()
+	p.check(err)
+	if !strings.Contains(string(out), "cmd/another") || !strings.Contains(string(out), "-tags=moon") || strings.Contains(string(out), "-ldflags") {
+		t.Errorf("what serves was built as\n%s", out)
+	}
+	if strings.Contains(p.printed(), "debuggers need") {
+		t.Error("the terminal says how to turn on what is on")
+	}
 }
