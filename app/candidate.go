@@ -186,6 +186,9 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
 			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
+			if !t.orphan {
+				t.p.Close() // it takes everything back, and need not wait for us
+			}
 		}
 	}
 	g.server.Open()
@@ -283,6 +286,7 @@ func (t *takeover) healthy() *handoff.UpgradeError {
 // one has died meanwhile: then this one goes on, well or not.
 func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	g := t.g
+	t.p.Progress(context.Background(), handoff.StageProbation, why.Module)
 	g.log.Error("not well, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
 	limit, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
 	defer cancel()
@@ -306,6 +310,7 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	if err != nil {
 		g.log.Error("not every state could be exported", "err", err)
 	}
+	var rest []handoff.Conn
 	if states != nil {
 		wait, cancel := context.WithTimeout(context.Background(), g.stopLimit())
 		defer cancel()
@@ -315,10 +320,13 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 			states.Close()
 			return true
 		}
-		g.adopt(left)
 		g.log.Error("could not hand back, going on", "err", err)
+		rest = left
 	}
+	g.server.Expect()
 	g.restart(states, nil)
+	g.adopt(rest)
+	g.server.Open()
 	g.report(nil)
 	return false
 }

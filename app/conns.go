@@ -43,7 +43,7 @@ func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
 	}
 	web := func(c serve.Detached) bool { return c.Owner == "" }
 	owned := slices.DeleteFunc(slices.Clone(conns), web)
-	all := append(owned, slices.DeleteFunc(conns, func(c serve.Detached) bool { return !web(c) })...)
+	all := append(owned, slices.DeleteFunc(slices.Clone(conns), func(c serve.Detached) bool { return !web(c) })...)
 	return all[:n], all[n:]
 }
 
@@ -87,6 +87,7 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 		if h != nil {
 			return protect("HandleConn", func() error { return h.HandleConn(ctx, modules.NewConn(st)) })
 		}
+		st.Ready() // others need not wait for it
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():

@@ -57,6 +57,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 	}
 	if !needed { // else the collector closes it when the last of them runs
 		older.Close()
+		newer.Close()
 	}
 	g.resume(set)
 	for _, in := range set.list {

@@ -164,6 +164,7 @@ func (a *attempt) hold(ctx context.Context) error {
 		return fault(handoff.StageHold, "", err)
 	}
 	a.lap("hold", a.held)
+	a.heldConns = g.server.Waiting()
 	return nil
 }
 
@@ -258,14 +259,13 @@ func (a *attempt) commit() error {
 func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	g := a.g
 	conns, closed := g.server.Detached()
-	a.heldConns = len(conns) + closed
 	move, stay := split(conns, a.candidate.Room())
 	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Owner != "" })
 	if lost := len(stay) - len(web); lost > 0 {
 		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
 		closed += lost
 	}
-	a.cancelled = g.server.Cancelled() + closed
+	a.cancelled += g.server.Cancelled() + closed
 	a.left = outgoing(conns)
 	a.forwarded = g.server.Fixed() + len(web)
 	var to *forwarding
@@ -337,15 +337,16 @@ func (a *attempt) drain() {
 // standBy watches the candidate serve.
 func (a *attempt) standBy(probation time.Duration) error {
 	// Of its hooks, it calls Healthy only.
-	patience := a.g.cfg.App.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
-	a.stage(handoff.StageProbation, probation+2*patience)
-	return a.candidate.Probation(context.Background(), probation, patience, a.settle)
+	app := a.g.cfg.App
+	patience := app.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
+	returning := app.Drain + 3*app.HookTimeout + a.hooks() // all that giveBack does
+	a.stage(handoff.StageProbation, probation+2*patience+returning)
+	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{Whole: probation, Answer: patience, Return: returning}, a.settle)
 }
 
 // takeBack serves again with what a candidate that was not well has returned.
 func (a *attempt) takeBack(back *handoff.Returned) error {
 	g := a.g
-	defer back.States.Close()
 	a.restart(back.States)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
@@ -397,6 +398,7 @@ func (a *attempt) restart(returned *handoff.States) {
 // fail tells the supervisor why the upgrade did not happen. It publishes the
 // events, or has somebody else try again, when the files are quiet.
 func (a *attempt) fail(err error) {
+	a.cancelled += a.g.server.Cancelled()
 	o := control.Outcome{
 		Outcome:    control.Rejected,
 		Generation: a.order.Generation,

@@ -314,18 +314,21 @@ type Returned struct {
 	States *States // the caller's to close
 }
 
+// ProbationTimes are how long a probation lasts, how long the candidate may take
+// to say how it is, and how long to give everything back if it is not well.
+type ProbationTimes struct{ Whole, Answer, Return time.Duration }
+
 // Probation watches the candidate while it serves: until the time is over or
-// cut is closed, and then until it has said once more that it is well, within
-// patience. The error is a [*Returned] if the candidate was not well and gave
+// cut is closed, and then until it has said once more that it is well. The error is a [*Returned] if the candidate was not well and gave
 // everything back; after any other the candidate cannot be trusted.
-func (c *Candidate) Probation(ctx context.Context, d, patience time.Duration, cut <-chan struct{}) error {
-	over := time.After(d)
-	for last := d == 0; ; {
-		if err := c.ask(ctx, patience); err != nil || last {
+func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
+	over := time.After(times.Whole)
+	for last := times.Whole == 0; ; {
+		if err := c.ask(ctx, times); err != nil || last {
 			return err
 		}
 		select {
-		case <-time.After(d / 5):
+		case <-time.After(times.Whole / 5):
 		case <-over:
 			last = true
 		case <-cut:
@@ -339,13 +342,19 @@ func (c *Candidate) Probation(ctx context.Context, d, patience time.Duration, cu
 }
 
 // ask asks the candidate how it is.
-func (c *Candidate) ask(ctx context.Context, patience time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
+	ctx, cancel := context.WithTimeout(parent, times.Answer)
 	defer cancel()
 	if err := c.link.send(ctx, message{Type: typeAsk}); err != nil {
 		return c.failure(StageProbation, err)
 	}
 	m, files, err := c.link.receive(ctx)
+	if err == nil && m.Type == typeProgress { // it is not well, and gives everything back
+		closeAll(files)
+		ctx, cancel := context.WithTimeout(parent, times.Return)
+		defer cancel()
+		m, files, err = c.link.receive(ctx)
+	}
 	switch {
 	case err != nil:
 		return c.failure(StageProbation, err)

@@ -205,11 +205,17 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err
 			}
 			conns := make([]Conn, 0, len(files))
 			for i, f := range files {
-				if c, err := net.FileConn(f); err == nil {
-					conns = append(conns, Conn{c, m.ConnInfos[i]})
+				c, err := net.FileConn(f)
+				if err != nil { // the other side keeps them all
+					closeAll(files)
+					for _, c := range conns {
+						c.Close()
+					}
+					return n, fmt.Errorf("handoff: take a connection: %w", err)
 				}
-				f.Close()
+				conns = append(conns, Conn{c, m.ConnInfos[i]})
 			}
+			closeAll(files)
 			adopt(conns)
 			n += len(conns)
 			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {

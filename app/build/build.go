@@ -73,7 +73,7 @@ type Package struct {
 	ImportPath string
 	Dir        string
 	Files      []string // names of the files that are compiled or embedded
-	Embed      bool
+	Patterns   []string // of embedded files
 	Imports    []string
 }
 
@@ -173,10 +173,16 @@ type listed struct {
 		Replace                              *struct{ Version string }
 	}
 	GoFiles, CgoFiles, CFiles, CXXFiles, HFiles, SFiles, SysoFiles, EmbedFiles []string
-	FFiles, MFiles, SwigFiles, SwigCXXFiles                                    []string
+	FFiles, MFiles, SwigFiles, SwigCXXFiles, IgnoredGoFiles, IgnoredOtherFiles []string
 	EmbedPatterns, Imports                                                     []string
 	ImportMap                                                                  map[string]string
 	Export, DefaultGODEBUG                                                     string
+}
+
+// immutable tells whether a package is the standard library's, or in the
+// module cache. root is the directory of the main module.
+func (p *listed) immutable(root string) bool {
+	return p.Standard || p.Module != nil && !p.Module.Main && p.Module.Version != "" && (p.Module.Replace == nil || p.Module.Replace.Version != "") && !strings.HasPrefix(p.Dir, root+string(filepath.Separator))
 }
 
 // Inputs asks go list.
@@ -188,7 +194,10 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 		return nil, fmt.Errorf("build: list the sources: %w", err)
 	}
 	in := &Inputs{Root: b.root, Packages: map[string]Package{}}
-	mods := map[string]bool{filepath.Join(b.root, "go.mod"): true, filepath.Join(b.root, "go.sum"): true}
+	mods := map[string]bool{}
+	for _, name := range []string{"go.mod", "go.sum", "go.work"} { // the last one may come
+		mods[filepath.Join(b.root, name)] = true
+	}
 	module := ""
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p listed
@@ -200,8 +209,7 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 		if p.Module != nil && p.Module.Main {
 			module = p.Module.Path
 		}
-		immutable := p.Standard || p.Module != nil && !p.Module.Main && p.Module.Version != "" && (p.Module.Replace == nil || p.Module.Replace.Version != "") && !strings.HasPrefix(p.Dir, b.root+string(filepath.Separator))
-		if immutable {
+		if p.immutable(b.root) {
 			continue
 		}
 		if p.Dir == "" {
@@ -217,7 +225,7 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 			ImportPath: p.ImportPath,
 			Dir:        p.Dir,
 			Files:      slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.HFiles, p.SFiles, p.SysoFiles, p.EmbedFiles),
-			Embed:      len(p.EmbedPatterns) > 0,
+			Patterns:   p.EmbedPatterns,
 			Imports:    p.Imports,
 		}
 	}
@@ -249,7 +257,7 @@ func (in *Inputs) Stale(changed []string) bool {
 			continue
 		}
 		src, err := os.ReadFile(file)
-		if err != nil || p.Embed || bytes.Contains(src, []byte("//go:")) || bytes.Contains(src, []byte("// +build")) {
+		if err != nil || len(p.Patterns) > 0 || bytes.Contains(src, []byte("//go:")) || bytes.Contains(src, []byte("// +build")) {
 			return true
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), file, src, parser.ImportsOnly)

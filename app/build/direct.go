@@ -2,6 +2,7 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -39,6 +40,9 @@ type Direct struct {
 	graph   *graph     // in use by builds; nil: not known yet
 	fresh   *graph     // for the next build
 	off     string     // why it is of no use here; "" if it is
+	why     string     // why the packages are not known
+	strikes int        // how often another binary came out than go build's
+	modinfo string     // of the last go build
 	checked bool       // a build of its own was compared with go build's
 	asking  bool       // the packages are being asked for
 	ctx     context.Context
@@ -70,6 +74,9 @@ func (d *Direct) Close() {
 	d.tasks.Wait()
 }
 
+// errUseless is for what does not change while the program runs.
+var errUseless = errors.New("direct builds are of no use here")
+
 // errNotDirect says why a build goes through go build.
 type errNotDirect struct{ why string }
 
@@ -86,7 +93,7 @@ func (d *Direct) Build(ctx context.Context, out string, overlay map[string]strin
 		d.graph.forget(d.dir)
 		d.graph, d.fresh = d.fresh, nil
 	}
-	g, off := d.graph, d.off
+	g, off, why := d.graph, d.off, d.why
 	d.mu.Unlock()
 	switch {
 	case off != "":
@@ -94,7 +101,7 @@ func (d *Direct) Build(ctx context.Context, out string, overlay map[string]strin
 	case overlay != nil:
 		note = "from copies that hold still"
 	case g == nil:
-		note = "the packages are not known yet"
+		note = cmp.Or(why, "the packages are not known yet")
 	default:
 		err := g.build(ctx, d, out)
 		var not *errNotDirect
@@ -126,6 +133,7 @@ func (d *Direct) learn(out string, began time.Time) {
 	if err != nil {
 		d.off = err.Error()
 	}
+	d.modinfo = modinfo
 	if d.off != "" || d.asking {
 		return // the next build asks again
 	}
@@ -141,11 +149,18 @@ func (d *Direct) learn(out string, began time.Time) {
 		d.asking = false
 		var not *errNotDirect
 		switch {
-		case d.off != "":
+		case d.off != "" || modinfo != d.modinfo: // of other modules than those built meanwhile
+			g.forget(d.dir)
+		case errors.Is(err, errUseless):
+			d.off = err.Error()
 		case errors.As(err, &not):
-			d.off = not.why
-		case err == nil:
-			d.fresh, d.checked = g, true
+			d.why = not.why
+			g.forget(d.dir)
+		case err != nil:
+			d.why = ""
+			g.forget(d.dir)
+		default:
+			d.fresh, d.checked, d.why = g, true, ""
 		}
 	})
 }
@@ -154,20 +169,22 @@ func (d *Direct) learn(out string, began time.Time) {
 type unit struct {
 	listed
 	local   bool
-	special string              // why a change of it goes through go build
-	names   []string            // what a build may read in its folder
-	imports map[string][]string // of each file
-	source  [sha256.Size]byte   // of the files that object was compiled from
-	depends [sha256.Size]byte   // of what its imports export
-	export  [sha256.Size]byte   // of what it exports
-	object  string              // file; "" if it has to be compiled
+	special string                       // why a change of it goes through go build
+	names   []string                     // what a build may read in its folder
+	imports map[string][]string          // of each file
+	source  [sha256.Size]byte            // of the files that object was compiled from
+	sums    map[string][sha256.Size]byte // of each file that object was compiled from
+	marked  map[string]bool              // files that had a directive then
+	depends [sha256.Size]byte            // of what its imports export
+	export  [sha256.Size]byte            // of what it exports
+	object  string                       // file; "" if it has to be compiled
 }
 
 // content is what the files of a package say now.
 func (u *unit) content() (files map[string][]byte, sum [sha256.Size]byte, err error) {
 	files = map[string][]byte{}
 	h := sha256.New()
-	for _, name := range slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles) {
+	for _, name := range slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles, u.IgnoredGoFiles, u.IgnoredOtherFiles) {
 		data, err := os.ReadFile(filepath.Join(u.Dir, name))
 		if err != nil {
 			return nil, sum, notDirect("%s is gone", filepath.Join(u.Dir, name))
@@ -205,7 +222,17 @@ var sourceExtensions = []string{".go", ".c", ".cc", ".cpp", ".cxx", ".m", ".h", 
 
 // directives of files that the compiler alone does not understand. The others
 // that begin with //go: are the compiler's.
-var directives = []string{"//go:build", "// +build", "//go:embed", "//go:debug", "//go:linkname", "//go:cgo_", "//go:wasm", "//export "}
+var directives = []string{"//go:build", "+build", "//go:embed", "//go:debug", "//go:linkname", "//go:cgo_", "//go:wasm", "//export "}
+
+// directive is the first one in a file, "" if there is none.
+func directive(data []byte) string {
+	for _, d := range directives {
+		if bytes.Contains(data, []byte(d)) {
+			return strings.TrimSpace(d)
+		}
+	}
+	return ""
+}
 
 // understood tells, by an error, why a change of a package's files has to go
 // through go build.
@@ -214,14 +241,19 @@ func (u *unit) understood(files map[string][]byte) error {
 		return notDirect("%s %s", u.ImportPath, u.special)
 	}
 	for name, data := range files {
-		for _, d := range directives {
-			if bytes.Contains(data, []byte(d)) {
-				return notDirect("%s has %s", filepath.Join(u.Dir, name), strings.TrimSpace(d))
-			}
+		path := filepath.Join(u.Dir, name)
+		if sha256.Sum256(data) == u.sums[name] {
+			continue
+		}
+		if !slices.Contains(u.GoFiles, name) {
+			return notDirect("%s changed, which is not compiled", path)
+		}
+		if d := directive(data); d != "" || u.marked[name] {
+			return notDirect("%s has or had %s", path, cmp.Or(d, "a directive"))
 		}
 		imports, err := importsOf(name, data)
 		if err == nil && !slices.Equal(imports, u.imports[name]) {
-			return notDirect("the imports of %s changed", filepath.Join(u.Dir, name))
+			return notDirect("the imports of %s changed", path)
 		}
 	}
 	return nil
@@ -249,6 +281,9 @@ func importsOf(name string, data []byte) ([]string, error) {
 func (g *graph) build(ctx context.Context, d *Direct, out string) error {
 	if g.moduleFiles() != g.modules {
 		return notDirect("go.mod, go.sum or go.work changed")
+	}
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return notDirect("the folder of objects is gone: %v", err)
 	}
 	type state struct {
 		u     *unit

@@ -3,6 +3,7 @@ package build
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
@@ -35,7 +36,7 @@ type graph struct {
 }
 
 // goEnv is what the go command passes to its tools.
-type goEnv struct{ GOROOT, GOTOOLDIR, GOVERSION, GOFLAGS, GOOS, GOARCH, CC, CXX, GOEXPERIMENT, GO386, GOAMD64, GOARM, GOARM64, GOMIPS, GOMIPS64, GOPPC64, GORISCV64, GOWASM, GOFIPS140 string }
+type goEnv struct{ GOROOT, GOTOOLDIR, GOVERSION, GOFLAGS, GOOS, GOARCH, CC, CXX, GOEXPERIMENT, GO386, GOAMD64, GOARM, GOARM64, GOMIPS, GOMIPS64, GOPPC64, GORISCV64, GOWASM, GOFIPS140, GOENV string }
 
 // buildID stands in the place of the one that go build computes, as long.
 var buildID = strings.Join([]string{strings.Repeat("d", 20), strings.Repeat("i", 20), strings.Repeat("r", 20), strings.Repeat("t", 20)}, "/")
@@ -60,9 +61,14 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 	}
 	g.modules = g.moduleFiles()
 	before := g.contents()
-	fields := "ImportPath,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports,Export,ImportMap,Name,DefaultGODEBUG,FFiles,MFiles,SwigFiles,SwigCXXFiles,Incomplete"
+	fields := "ImportPath,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports,Export,ImportMap,Name,DefaultGODEBUG,FFiles,MFiles,SwigFiles,SwigCXXFiles,Incomplete,IgnoredGoFiles,IgnoredOtherFiles"
+	tmp := filepath.Join(d.dir, "tmp") // a killed go command leaves its work there
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
 	args := append([]string{"go", "list", "-export", "-deps", "-buildvcs=false", "-json=" + fields}, d.Flags...)
-	if out, err = d.Run(ctx, Command{Args: append(args, d.Package)}); err != nil {
+	if out, err = d.Run(ctx, Command{Args: append(args, d.Package), Env: []string{"GOTMPDIR=" + tmp}}); err != nil {
 		return nil, err
 	}
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
@@ -86,6 +92,11 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 		u.depends = g.depends(u)
 		if before[u.Dir] != g.contentsOf(u.Dir) { // the object may be of either
 			u.object, u.source = "", [sha256.Size]byte{}
+			for name := range u.marked {
+				if u.marked[name] { // it may decide which files there are
+					return nil, errors.New("build: the sources changed while they were listed")
+				}
+			}
 		}
 	}
 	if g.moduleFiles() != g.modules {
@@ -105,6 +116,18 @@ func (g *graph) contents() map[string][sha256.Size]byte {
 
 func (g *graph) contentsOf(dir string) (sum [sha256.Size]byte) {
 	h := sha256.New()
+	for _, p := range g.inputs.Packages {
+		if p.Dir == dir && len(p.Patterns) > 0 { // whatever it embeds
+			filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+				if err == nil && !e.IsDir() {
+					data, _ := os.ReadFile(path)
+					fmt.Fprintf(h, "%s %d\n", path, len(data))
+					h.Write(data)
+				}
+				return nil
+			})
+		}
+	}
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		if ext := filepath.Ext(e.Name()); slices.Contains(sourceExtensions, ext) {
@@ -125,13 +148,17 @@ func (g *graph) flags(d *Direct) error {
 		switch name {
 		case "trimpath":
 			g.trimpath = true
-		case "tags", "mod", "modcacherw", "buildvcs", "p":
+		case "tags", "mod", "modcacherw", "p":
+		case "buildvcs":
+			if slices.Contains(d.Flags, f) && !strings.HasSuffix(f, "=false") {
+				return fmt.Errorf("%w: the flag %s is in use", errUseless, f)
+			}
 		default:
-			return notDirect("the flag %s is in use", f)
+			return fmt.Errorf("%w: the flag %s is in use", errUseless, f)
 		}
 	}
 	if strings.ContainsAny(g.env.CC, " \t") {
-		return notDirect("the C compiler %q has arguments", g.env.CC)
+		return fmt.Errorf("%w: the C compiler %q has arguments", errUseless, g.env.CC)
 	}
 	return nil
 }
@@ -144,6 +171,9 @@ func (g *graph) add(u *unit) error {
 		g.main = u
 	}
 	_, u.local = g.inputs.Packages[u.ImportPath]
+	if !u.local && !u.immutable(g.inputs.Root) {
+		return errors.New("build: a package came while they were listed")
+	}
 	if !u.local {
 		u.export = sha256.Sum256([]byte(u.Export)) // it never changes
 		return nil
@@ -172,23 +202,25 @@ func (g *graph) add(u *unit) error {
 	u.source, u.imports = sum, map[string][]string{}
 	for name, data := range files {
 		if strings.HasSuffix(name, ".go") {
-			if u.imports[name], err = importsOf(name, data); err != nil {
+			if u.imports[name], err = importsOf(name, data); err != nil && slices.Contains(u.GoFiles, name) {
 				return err
 			}
 		}
-		if u.special == "" {
-			for _, directive := range directives {
-				if bytes.Contains(data, []byte(directive)) {
-					u.special = "has " + strings.TrimSpace(directive)
-				}
-			}
-		}
 	}
+	u.note(files)
 	if err := u.importsMatch(); err != nil || u.object == "" {
 		return err
 	}
 	u.export, err = exportOf(u.object)
 	return err
+}
+
+// note remembers what the object is compiled from.
+func (u *unit) note(files map[string][]byte) {
+	u.sums, u.marked = map[string][sha256.Size]byte{}, map[string]bool{}
+	for name, data := range files {
+		u.sums[name], u.marked[name] = sha256.Sum256(data), directive(data) != ""
+	}
 }
 
 // importsMatch tells, by an error, whether the files do not import what the
@@ -210,16 +242,52 @@ func (u *unit) importsMatch() error {
 	return nil
 }
 
-// moduleFiles identifies go.mod and the like.
+// moduleFiles identifies what decides which modules there are: go.mod, go.sum
+// and go.work, wherever they are or may come, and the go command's settings.
 func (g *graph) moduleFiles() (sum [sha256.Size]byte) {
+	files := append(slices.Clone(g.inputs.Files), filepath.Join(g.inputs.Root, "vendor", "modules.txt"), g.env.GOENV)
+	for dir := g.root; ; dir = filepath.Dir(dir) {
+		files = append(files, filepath.Join(dir, "go.work"))
+		if dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	for _, p := range g.inputs.Packages {
+		for dir := p.Dir; strings.HasPrefix(dir, g.inputs.Root); dir = filepath.Dir(dir) {
+			files = append(files, filepath.Join(dir, "go.mod"))
+		}
+	}
+	for _, name := range files {
+		files = append(files, neighbours(name)...)
+	}
+	slices.Sort(files)
 	h := sha256.New()
-	for _, name := range append(slices.Clone(g.inputs.Files), filepath.Join(g.inputs.Root, "vendor", "modules.txt")) {
+	for _, name := range slices.Compact(files) {
 		data, err := os.ReadFile(name)
 		fmt.Fprintf(h, "%s %d %t\n", name, len(data), err == nil)
 		h.Write(data)
 	}
 	h.Sum(sum[:0])
 	return sum
+}
+
+// neighbours are the go.mod files of the folders that a go.mod or go.work names.
+func neighbours(file string) (files []string) {
+	if base := filepath.Base(file); base != "go.mod" && base != "go.work" {
+		return nil
+	}
+	data, _ := os.ReadFile(file)
+	for _, word := range strings.Fields(string(data)) {
+		word = strings.Trim(word, "\"`")
+		if !filepath.IsAbs(word) {
+			if !strings.HasPrefix(word, ".") {
+				continue
+			}
+			word = filepath.Join(filepath.Dir(file), word)
+		}
+		files = append(files, filepath.Join(word, "go.mod"))
+	}
+	return files
 }
 
 // resolve is the package that an import means in u.
@@ -255,20 +323,21 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, source, depends
 		}
 	}
 	if err := os.WriteFile(work+".cfg", []byte(cfg.String()), 0o644); err != nil {
-		return fmt.Errorf("build: write the compiler's configuration: %w", err)
+		return notDirect("the compiler's configuration cannot be written: %v", err)
 	}
 	path, trim := u.ImportPath, work+"=>"
 	if u.Name == "main" {
 		path = "main"
 	}
 	if g.trimpath {
-		trim = u.Dir + "=>" + u.ImportPath + ";" + trim
+		name := u.ImportPath
+		if v := u.Module.Version; v != "" {
+			name = u.Module.Path + "@" + v + strings.TrimPrefix(u.ImportPath, u.Module.Path)
+		}
+		trim = u.Dir + "=>" + name + ";" + trim
 	}
 	args := []string{filepath.Join(g.env.GOTOOLDIR, "compile"), "-o", work + ".a", "-trimpath", trim, "-p", path}
-	if u.Module.GoVersion != "" {
-		args = append(args, "-lang="+version.Lang("go"+u.Module.GoVersion))
-	}
-	args = append(args, "-complete", "-buildid", "direct", "-goversion", g.env.GOVERSION, "-nolocalimports", "-importcfg", work+".cfg", "-pack")
+	args = append(args, "-lang="+version.Lang("go"+cmp.Or(u.Module.GoVersion, "1.16")), "-complete", "-buildid", "direct", "-goversion", g.env.GOVERSION, "-nolocalimports", "-importcfg", work+".cfg", "-pack")
 	for _, name := range u.GoFiles {
 		args = append(args, g.short(filepath.Join(u.Dir, name)))
 	}
@@ -277,22 +346,50 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, source, depends
 	}
 	u.object = ""
 	defer os.Remove(work + ".cfg")
+	defer func() {
+		if u.object == "" {
+			os.Remove(work + ".a")
+		}
+	}()
 	if _, err := d.Run(ctx, Command{Args: args, Env: g.environ(g.env.GOROOT)}); err != nil {
 		var exit *ExitError
 		if errors.As(err, &exit) && ctx.Err() == nil {
+			if why := g.outdated(u, exit); why != "" {
+				return notDirect("%s", why)
+			}
 			return &CompileError{"# " + u.ImportPath + "\n" + complaint(append(exit.Stdout, exit.Stderr...))}
 		}
 		return fmt.Errorf("build: compile %s: %w", u.ImportPath, err)
 	}
-	if _, now, err := u.content(); err != nil || now != source {
+	files, now, err := u.content()
+	if err != nil || now != source {
 		return notDirect("the sources changed during the build")
 	}
 	export, err := exportOf(work + ".a")
 	if err != nil {
 		return fmt.Errorf("build: read the object of %s: %w", u.ImportPath, err)
 	}
+	u.note(files)
 	u.object, u.source, u.depends, u.export = work+".a", source, depends, export
 	return nil
+}
+
+// outdated tells why a failure of the compiler may not be the sources' fault:
+// the go command cleans its cache, and may be replaced.
+func (g *graph) outdated(u *unit, exit *ExitError) string {
+	for _, path := range u.Imports {
+		dep := g.units[g.resolve(u, path)]
+		if dep == nil || dep.object == "" {
+			continue
+		}
+		if _, err := os.Stat(dep.object); err != nil {
+			return "the object of " + path + " is gone"
+		}
+	}
+	if bytes.Contains(slices.Concat(exit.Stdout, exit.Stderr), []byte("does not match go tool version")) {
+		return "the go command was replaced"
+	}
+	return ""
 }
 
 // short is path as go build would name it.
@@ -359,6 +456,9 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 			return again
 		}
 	}
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return err
+	}
 	out := filepath.Join(d.dir, "check")
 	defer os.Remove(out)
 	if err := g.compile(ctx, d, g.main, g.main.source, g.main.depends); err != nil {
@@ -369,13 +469,16 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 	}
 	if have, err := sumOf(out); err != nil || have != want {
 		for _, u := range g.local {
-			for _, name := range u.GoFiles {
+			for name := range u.sums {
 				if info, err := os.Stat(filepath.Join(u.Dir, name)); err != nil || info.ModTime().After(began.Add(-time.Second)) {
 					return again
 				}
 			}
 		}
-		return notDirect("it gives another binary than go build on this system")
+		if d.strikes++; d.strikes >= 3 {
+			return fmt.Errorf("%w: another binary comes out than go build gives", errUseless)
+		}
+		return again
 	}
 	return nil
 }

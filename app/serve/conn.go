@@ -315,8 +315,9 @@ func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	detached := c.detached
 	if c.active && !c.answered {
-		c.answered = true
-		c.endless = bytes.Contains(p[:min(len(p), serverBuffer)], eventStream)
+		c.answered = !bytes.HasPrefix(p, []byte("HTTP/1.1 1"))
+		head, _, _ := bytes.Cut(p[:min(len(p), serverBuffer)], []byte("\r\n\r\n"))
+		c.endless = bytes.Contains(head, eventStream)
 	}
 	c.mu.Unlock()
 	if detached {

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -51,6 +52,7 @@ type fixedRequest struct {
 	endless bool
 	cancel  context.CancelCauseFunc
 	conn    *fixedConn // nil if it was forwarded here
+	fixed   *fixed
 
 	cancelled bool
 }
@@ -90,6 +92,8 @@ type fixedConn struct {
 	closed chan struct{}
 	once   sync.Once
 	active atomic.Int64 // requests in flight
+
+	upgraded atomic.Bool // hijacked: its handler waits for it, not for a context
 }
 
 func (f *fixed) add(nc net.Conn, unread []byte) *fixedConn {
@@ -196,17 +200,73 @@ func (f *fixed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	req := &fixedRequest{
-		route:   r.Method + " " + r.URL.Path,
-		endless: strings.Contains(r.Header.Get("Accept"), string(eventStream)),
-		cancel:  cancel,
+		route:  r.Method + " " + r.URL.Path,
+		cancel: cancel,
 	}
+	req.fixed = f
 	req.conn, _ = r.Context().Value(connKey{}).(*fixedConn)
 	h, err := f.enter(ctx, req)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	defer f.leave(req)
-	h.ServeHTTP(w, r.WithContext(ctx))
+	h.ServeHTTP(&fixedWriter{ResponseWriter: w, req: req}, r.WithContext(ctx))
+}
+
+// fixedWriter notices answers that never end.
+type fixedWriter struct {
+	http.ResponseWriter
+	req  *fixedRequest
+	said bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *fixedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *fixedWriter) look() {
+	if !w.said {
+		w.said = true
+		if strings.HasPrefix(w.Header().Get("Content-Type"), string(eventStream)) {
+			w.req.neverEnds()
+		}
+	}
+}
+
+func (w *fixedWriter) WriteHeader(status int) {
+	if status >= http.StatusOK {
+		w.look()
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *fixedWriter) Write(p []byte) (int, error) {
+	w.look()
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *fixedWriter) Flush() {
+	w.look()
+	http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// Hijack takes a connection of HTTP/1.1 from the server. It cannot move.
+func (w *fixedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.req.neverEnds()
+		if w.req.conn != nil {
+			w.req.conn.upgraded.Store(true)
+		}
+	}
+	return c, rw, err
+}
+
+// neverEnds marks a request that a hold need not wait for.
+func (r *fixedRequest) neverEnds() {
+	r.fixed.mu.Lock()
+	defer r.fixed.mu.Unlock()
+	r.endless = true
+	r.fixed.server.notify()
 }
 
 // enter waits for the end of a hold and returns who handles the request.
@@ -302,6 +362,9 @@ func (f *fixed) cancelRequests() {
 		if !req.cancelled {
 			req.cancelled = true
 			req.cancel(f.server.opts.Reloading)
+			if req.endless && req.conn != nil && req.conn.upgraded.Load() {
+				req.conn.SetReadDeadline(time.Unix(1, 0))
+			}
 			f.server.cancelled.Add(1)
 		}
 	}

@@ -164,3 +164,59 @@ func TestForwardedAndBack(t *testing.T) {
 		t.Errorf("%d connections were cut, want none: the client follows GOAWAY", cut)
 	}
 }
+
+// TestEndlessAnswersOnFixedConnections: an event stream is cancelled by a hold
+// whatever its request has said, a request that would also take one is not.
+func TestEndlessAnswersOnFixedConnections(t *testing.T) {
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			fmt.Fprint(w, context.Cause(r.Context()))
+			return
+		}
+		close(begun)
+		select {
+		case <-goOn:
+			fmt.Fprint(w, "finished")
+		case <-r.Context().Done():
+		}
+	})
+	s.Release()
+	c := newClient(t)
+	resp, err := c.Get(address + "/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer := make(chan string, 1)
+	go func() {
+		req, _ := http.NewRequest(http.MethodGet, address+"/long", nil)
+		req.Header.Set("Accept", "application/json, text/event-stream")
+		resp, err := c.Do(req)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		answer <- string(text)
+	}()
+	<-begun
+	if err := hold(t, s, 100*time.Millisecond); err == nil {
+		t.Error("the hold does not wait for a request that ends")
+	}
+	s.Release()
+	close(goOn)
+	if got := <-answer; got != "finished" {
+		t.Errorf("the request was answered %q", got)
+	}
+	if err := hold(t, s, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "reloading" || s.Cancelled() != 1 {
+		t.Errorf("the event stream ended with %q, %v", text, err)
+	}
+}

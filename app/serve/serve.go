@@ -347,7 +347,7 @@ func (s *Server) end(c *conn, returned bool) {
 	case returned && !s.isClosed():
 		s.start(st)
 	default:
-		st.Close()
+		st.abort()
 	}
 	s.notify()
 }
@@ -461,6 +461,13 @@ func (s *Server) Cut() {
 // Cancelled counts what was cancelled since the last call.
 func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
 
+// Waiting counts the connections that a hold has detached.
+func (s *Server) Waiting() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.detached) + len(s.parted)
+}
+
 // connections are those of HTTP that are not detached.
 func (s *Server) connections() []*conn {
 	s.mu.Lock()
@@ -476,8 +483,7 @@ func (s *Server) Release() {
 	detached := s.detached
 	s.detached = nil
 	for _, st := range s.parted {
-		st.settle()
-		s.start(st)
+		s.resume(st)
 	}
 	s.parted = nil
 	for _, l := range s.listeners {
@@ -540,10 +546,10 @@ func (s *Server) Close() {
 		c.Close()
 	}
 	for _, st := range s.parted {
-		st.Close()
+		st.abort()
 	}
 	for st := range s.streams {
-		st.Close()
+		st.abort()
 	}
 	s.detached, s.parted = nil, nil
 	s.mu.Unlock()

@@ -18,11 +18,16 @@ const (
 	maxUnsent = 1 << 20  // written while the client takes nothing
 	maxKept   = 64 << 10 // of [Stream.Keep]
 	maxLine   = 64 << 10 // of [Stream.ReadLine]
+
+	// lastOutput is how long a client has to take what is queued when its
+	// connection is closed.
+	lastOutput = time.Second
 )
 
 var (
 	errLineTooLong = fmt.Errorf("serve: a line of more than %d bytes", maxLine)
 	errKeptTooMuch = fmt.Errorf("serve: more than %d bytes to keep", maxKept)
+	errUnmarked    = fmt.Errorf("serve: more than %d bytes were read without a Mark", maxUnread)
 	errTooSlow     = fmt.Errorf("serve: the client leaves more than %d bytes untaken", maxUnsent)
 )
 
@@ -43,6 +48,7 @@ type Stream struct {
 	moved    chan struct{} // closed with moving
 	begun    chan struct{} // closed by the first read of a handler, or its end
 	reading  bool          // begun is closed
+	ending   bool          // its handler has returned for good
 	closed   bool
 	unread   []byte // read and not marked as handled
 	given    int    // of unread: what the handler has got
@@ -93,10 +99,10 @@ func (s *Server) run(st *Stream) {
 	err := s.opts.Stream(ctx, st.owner, st)
 	close(done)
 	if !errors.Is(err, s.opts.Moving) || !st.Moving() {
-		st.Close()
+		st.finish(flushed)
 	}
 	<-flushed
-	st.hasBegun()
+	st.Ready()
 	if err != nil && !errors.Is(err, s.opts.Moving) && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		s.log.Warn("connection ended", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
 	}
@@ -104,15 +110,30 @@ func (s *Server) run(st *Stream) {
 	defer s.mu.Unlock()
 	delete(s.streams, st)
 	st.mu.Lock()
-	defer st.mu.Unlock()
-	if !st.closed {
-		if s.isClosed() {
-			st.socket.Close()
-		} else {
-			s.parted = append(s.parted, st)
-		}
+	closed := st.closed
+	st.mu.Unlock()
+	switch {
+	case closed:
+	case s.isClosed():
+		st.abort()
+	case s.holding.Load():
+		s.parted = append(s.parted, st)
+	default: // the hold is over, and has failed
+		s.resume(st)
 	}
 	s.notify()
+}
+
+// resume begins the next handler of a stream that has parted from one in this
+// process. s.mu is held.
+func (s *Server) resume(st *Stream) {
+	if st.tooMuchUnmarked() {
+		s.log.Warn("a connection cannot go on", "module", st.owner, "remote", st.RemoteAddr(), "err", errUnmarked)
+		st.abort()
+		return
+	}
+	st.settle()
+	s.start(st)
 }
 
 // start begins the handler of a stream. s.mu is held.
@@ -125,7 +146,7 @@ func (s *Server) adoptStream(st *Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.isClosed() {
-		st.Close()
+		st.abort()
 		return
 	}
 	s.start(st)
@@ -158,7 +179,7 @@ func (s *Server) Expect() {
 
 // openLimit is how long the handlers of some streams may keep those of others
 // from reading.
-const openLimit = 5 * time.Second
+const openLimit = time.Second
 
 // Open lets streams be read, as soon as the handlers of all those that were
 // adopted wait for it: whatever a client's message makes a handler tell the
@@ -213,11 +234,45 @@ func (s *Server) gateOpen() <-chan struct{} {
 func (st *Stream) move() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if !st.moving {
+	if !st.moving && !st.ending {
 		st.moving = true
 		close(st.moved)
 		st.socket.SetDeadline(time.Unix(1, 0))
 	}
+}
+
+func (st *Stream) tooMuchUnmarked() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.unmarked
+}
+
+// finish closes the stream of a handler that has ended, once the client has
+// taken what is queued or has had its time.
+func (st *Stream) finish(flushed <-chan struct{}) {
+	st.mu.Lock()
+	st.ending = true
+	if !st.closed {
+		st.socket.SetWriteDeadline(time.Now().Add(lastOutput))
+	}
+	st.mu.Unlock()
+	<-flushed
+	st.Close()
+}
+
+// sendQueued writes what is queued before the stream is closed. st.writes is
+// held.
+func (st *Stream) sendQueued() {
+	st.mu.Lock()
+	unsent := st.unsent
+	st.unsent = nil
+	if len(unsent) == 0 || st.closed {
+		st.mu.Unlock()
+		return
+	}
+	st.socket.SetWriteDeadline(time.Now().Add(lastOutput))
+	st.mu.Unlock()
+	st.socket.Write(unsent)
 }
 
 // Moving tells whether the stream shall move.
@@ -239,13 +294,14 @@ func (st *Stream) take() (Detached, error) {
 	st.closed = true
 	if st.unmarked {
 		st.socket.Close()
-		return Detached{}, fmt.Errorf("serve: more than %d bytes were read without a Mark", maxUnread)
+		return Detached{}, errUnmarked
 	}
 	return Detached{Conn: st.socket, Owner: st.owner, Unread: st.unread, Unsent: st.unsent, Kept: st.kept}, nil
 }
 
-// hasBegun tells that the handler is ready for what may be read.
-func (st *Stream) hasBegun() {
+// Ready says that the handler is there for what may be read, if it does not
+// read itself.
+func (st *Stream) Ready() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if !st.reading {
@@ -256,7 +312,7 @@ func (st *Stream) hasBegun() {
 
 // await waits until the stream may be read.
 func (st *Stream) await() error {
-	st.hasBegun()
+	st.Ready()
 	st.mu.Lock()
 	moved := st.moved
 	moving := st.moving
@@ -315,7 +371,7 @@ func (st *Stream) ReadLine() (string, error) {
 		rest := st.unread[st.given:]
 		if end := bytes.IndexByte(rest, '\n'); end >= 0 {
 			line := string(bytes.TrimSuffix(rest[:end], []byte("\r")))
-			st.unread, st.given = st.unread[st.given+end+1:], 0
+			st.unread, st.given, st.unmarked = st.unread[st.given+end+1:], 0, false
 			st.mu.Unlock()
 			return line, nil
 		}
@@ -386,6 +442,7 @@ func (st *Stream) Facade(first func() any) any {
 func (st *Stream) Write(p []byte) (int, error) {
 	st.writes.Lock()
 	defer st.writes.Unlock()
+	st.flush() // or this would overtake what was queued
 	if queued, err := st.queue(p); queued || err != nil {
 		return len(p), err
 	}
@@ -420,9 +477,9 @@ func (st *Stream) queue(p []byte) (bool, error) {
 // flush writes what came along. st.writes is held.
 func (st *Stream) flush() {
 	st.mu.Lock()
-	unsent := st.unsent
+	unsent, moving := st.unsent, st.moving || st.closed
 	st.mu.Unlock()
-	if len(unsent) == 0 {
+	if len(unsent) == 0 || moving {
 		return
 	}
 	n, err := st.socket.Write(unsent)
@@ -460,8 +517,26 @@ func (st *Stream) SetDeadline(t time.Time) error {
 	return errors.Join(st.SetReadDeadline(t), st.SetWriteDeadline(t))
 }
 
-// Close implements net.Conn.
+// CloseWrite tells the client, after what is queued, that nothing more comes.
+func (st *Stream) CloseWrite() error {
+	st.writes.Lock()
+	defer st.writes.Unlock()
+	st.sendQueued()
+	return st.socket.CloseWrite()
+}
+
+// Close implements net.Conn. What is queued is sent before, unless a write is
+// under way.
 func (st *Stream) Close() error {
+	if st.writes.TryLock() {
+		st.sendQueued()
+		st.writes.Unlock()
+	}
+	return st.abort()
+}
+
+// abort closes the socket at once.
+func (st *Stream) abort() error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {

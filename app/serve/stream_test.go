@@ -3,6 +3,7 @@ package serve_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -226,5 +227,75 @@ func TestReadsOpenWhenAllHandlersRead(t *testing.T) {
 	begin <- struct{}{}
 	if line := <-read; line != "now" {
 		t.Errorf("read %q, want now", line)
+	}
+}
+
+// TestAHandlerThatIsLateGoesOn returns only when the hold has failed already.
+func TestAHandlerThatIsLateGoesOn(t *testing.T) {
+	busy, goOn := make(chan struct{}), make(chan struct{})
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		for {
+			line, err := st.ReadLine()
+			if err != nil {
+				return err
+			}
+			if line == "long" {
+				busy <- struct{}{}
+				<-goOn
+			}
+			fmt.Fprintf(st, "<%s>\n", line)
+		}
+	})
+	c := dial(t, s.address)
+	c.send("long\nnext\n")
+	<-busy
+	err := hold(t, s.now, 50*time.Millisecond)
+	var still *serve.BusyError
+	if !errors.As(err, &still) || len(still.Routes) != 1 || !strings.Contains(still.Routes[0], "module me") {
+		t.Errorf("Hold = %v, want a BusyError that names the owner", err)
+	}
+	s.now.Release()
+	close(goOn)
+	for _, want := range []string{"<long>", "<next>"} {
+		if got := c.line(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	s.move(1)
+	c.send("after\n")
+	if got := c.line(); got != "<after>" {
+		t.Errorf("got %q, want <after>", got)
+	}
+}
+
+// TestLastWordsArrive has a handler that answers and ends while the
+// connection shall move.
+func TestLastWordsArrive(t *testing.T) {
+	for _, end := range []string{"return", "Close", "CloseWrite"} {
+		t.Run(end, func(t *testing.T) {
+			busy := make(chan struct{})
+			s := newStreams(t, func(ctx context.Context, st *serve.Stream) error {
+				if _, err := st.ReadLine(); err != nil {
+					return err
+				}
+				busy <- struct{}{}
+				<-ctx.Done()
+				fmt.Fprintln(st, "bye")
+				switch end {
+				case "Close":
+					st.Close()
+				case "CloseWrite":
+					st.CloseWrite()
+				}
+				return nil
+			})
+			c := dial(t, s.address)
+			c.send("QUIT\n")
+			<-busy
+			s.move(0)
+			if rest, err := io.ReadAll(c.in); err != nil || string(rest) != "bye\n" {
+				t.Errorf("the client has got %q, %v; want bye", rest, err)
+			}
+		})
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -131,12 +133,22 @@ func (r *reaper) spawn(path string, args, env []string, dieWithUs bool, files ..
 		}
 		raw.Control(func(fd uintptr) { fds = append(fds, fd) }) // Fd would make it blocking
 	}
-	attr := &syscall.ProcAttr{Env: append(os.Environ(), env...), Files: fds, Sys: processAttr(dieWithUs)}
+	attr := &syscall.ProcAttr{Env: environ(env), Files: fds, Sys: processAttr(dieWithUs)}
 	q := startRequest{path, append([]string{path}, args...), attr, make(chan startReply)}
 	r.start <- q
 	reply := <-q.reply
 	runtime.KeepAlive(files)
 	return reply.pid, reply.done, reply.err
+}
+
+// environ is this process's environment with env in it. Of a variable that is
+// there twice, a process may take either.
+func environ(env []string) []string {
+	own := slices.DeleteFunc(os.Environ(), func(have string) bool {
+		name, _, _ := strings.Cut(have, "=")
+		return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+	})
+	return append(own, env...)
 }
 
 // command runs a build's command: see [build.Runner].

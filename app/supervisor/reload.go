@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"orchestrator/app/build"
@@ -224,7 +225,7 @@ func (s *supervisor) list() {
 	ctx, j.cancel = context.WithCancelCause(s.ctx)
 	set := s.set
 	go func() {
-		before := watch.Take(set)
+		before, began := watch.Take(set), time.Now()
 		inputs, err := s.builder.Inputs(ctx)
 		s.do(func() {
 			if s.job != j {
@@ -240,7 +241,7 @@ func (s *supervisor) list() {
 				s.watcher.Watch(s.set)
 			}
 			s.listed = watch.Take(s.set)
-			if !watch.Take(set).Equal(before) { // changed while it was listed
+			if !watch.Take(set).Equal(before) || s.set.ChangedSince(began) { // while it was listed
 				if time.Since(j.began) < maxWaiting {
 					s.list()
 					return
@@ -259,8 +260,16 @@ func sourceSet(in *build.Inputs, configFile string) watch.Set {
 		for _, f := range p.Files {
 			if dir := filepath.Dir(f); dir != "." {
 				set.Trees = append(set.Trees, filepath.Join(p.Dir, dir))
-			} else if p.Embed {
+			} else if len(p.Patterns) > 0 {
 				set.Files = append(set.Files, filepath.Join(p.Dir, f))
+			}
+		}
+		for _, pattern := range p.Patterns { // what is not embedded yet
+			pattern = strings.TrimPrefix(pattern, "all:")
+			if meta := strings.IndexAny(pattern, "*?["); meta >= 0 {
+				set.Folders = append(set.Folders, filepath.Join(p.Dir, filepath.Dir(pattern[:meta]+"x")))
+			} else if info, err := os.Stat(filepath.Join(p.Dir, pattern)); err == nil && info.IsDir() {
+				set.Trees = append(set.Trees, filepath.Join(p.Dir, pattern))
 			}
 		}
 	}
@@ -423,6 +432,10 @@ func (s *supervisor) builtFirst(binary string, err error) {
 // files are quiet.
 func (s *supervisor) failed(o control.Outcome) {
 	j := s.job
+	if j.initial { // something has to run
+		s.builtFirst("", errors.New(o.Error))
+		return
+	}
 	if len(j.requests) == 0 && !s.stopping {
 		j.phase, j.failure = settling, &o
 		wait := quietTime

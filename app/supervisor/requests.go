@@ -41,7 +41,7 @@ func (s *supervisor) request(r *request) {
 	switch {
 	case s.job == nil && s.serving != nil:
 		s.start(&job{requests: []*request{r}})
-	case s.job == nil: // until a generation serves
+	case s.job == nil || s.job.initial: // until a generation serves
 		s.wait(r)
 	case s.job.phase == settling:
 		s.quiet = nil

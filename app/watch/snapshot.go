@@ -14,13 +14,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Set is what to look at.
 type Set struct {
-	Dirs  []string // every file in them that a Go build may read, tests excepted
-	Trees []string // every file below them
-	Files []string // whether they exist or not
+	Dirs    []string // every file in them that a Go build may read, tests excepted
+	Folders []string // every file in them
+	Trees   []string // every file below them
+	Files   []string // whether they exist or not
 }
 
 // Snapshot is the content of a set: a hash for each file there is.
@@ -70,6 +72,17 @@ func (s Set) stamp() (sum [sha256.Size]byte) {
 	return sum
 }
 
+// ChangedSince tells whether a file was written at t or later, as far as its
+// time tells.
+func (s Set) ChangedSince(t time.Time) (changed bool) {
+	s.each(func(path string) {
+		if info, err := os.Stat(path); err == nil && !info.ModTime().Before(t) {
+			changed = true
+		}
+	})
+	return changed
+}
+
 // each calls f with the path of each file of the set once.
 func (s Set) each(f func(path string)) {
 	seen := map[string]bool{}
@@ -83,6 +96,14 @@ func (s Set) each(f func(path string)) {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
 			if !e.IsDir() && compiled(e.Name()) {
+				once(filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	for _, dir := range s.Folders {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if !e.IsDir() {
 				once(filepath.Join(dir, e.Name()))
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,7 @@ type Watcher struct {
 	C <-chan struct{}
 
 	look  chan struct{}
+	rearm chan struct{} // has room for one
 	log   *slog.Logger
 	fs    *fsnotify.Watcher // nil: poll only
 	close chan struct{}
@@ -38,13 +40,14 @@ type Watcher struct {
 // New returns a watcher of nothing.
 func New(log *slog.Logger) *Watcher {
 	look := make(chan struct{}, 1)
-	w := &Watcher{C: look, look: look, log: log, close: make(chan struct{})}
+	w := &Watcher{C: look, look: look, rearm: make(chan struct{}, 1), log: log, close: make(chan struct{})}
 	var err error
 	if w.fs, err = fsnotify.NewWatcher(); err != nil {
 		w.fs = nil
 		w.poll("", err)
 	} else {
 		w.tasks.Go(w.run)
+		w.tasks.Go(w.armAgain)
 	}
 	return w
 }
@@ -111,7 +114,7 @@ func (w *Watcher) arm() {
 // wanted is the directories whose events say when to look. w.mu is held.
 func (w *Watcher) wanted() map[string]bool {
 	dirs := map[string]bool{}
-	for _, dir := range w.set.Dirs {
+	for _, dir := range slices.Concat(w.set.Dirs, w.set.Folders) {
 		dirs[existing(dir)] = true
 		for _, real := range linked(dir) {
 			dirs[real] = true
@@ -159,6 +162,20 @@ func existing(dir string) string {
 	}
 }
 
+// armAgain arms when run says so: run itself must never wait for fsnotify,
+// which waits for it.
+func (w *Watcher) armAgain() {
+	for {
+		select {
+		case <-w.rearm:
+			w.arm()
+			w.notify()
+		case <-w.close:
+			return
+		}
+	}
+}
+
 // run passes events on. Which file they are about does not matter: looking is
 // cheap, and the content decides.
 func (w *Watcher) run() {
@@ -169,7 +186,10 @@ func (w *Watcher) run() {
 				return
 			}
 			if e.Has(fsnotify.Create) || e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename) {
-				w.arm() // a directory may have come or gone
+				select { // a directory may have come or gone
+				case w.rearm <- struct{}{}:
+				default:
+				}
 			}
 			if e.Op != fsnotify.Chmod {
 				w.notify()
