@@ -16,7 +16,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,10 +24,8 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"orchestrator/app/control"
@@ -203,60 +200,6 @@ func (g *generation) load() (*moduleSet, error) {
 		Reloading: modules.ErrReloading,
 	})
 	return set, nil
-}
-
-// loadTLS reads the certificate for HTTP; without one it returns nil.
-func loadTLS(cfg *config.Config) (*tls.Config, error) {
-	files := cfg.App.TLS
-	if files == (config.TLS{}) {
-		return nil, nil
-	}
-	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-	if err != nil {
-		return nil, cfg.ErrorAt("app.tls", "%v", err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}}, nil
-}
-
-// bind opens or inherits the listeners.
-func (g *generation) bind() error {
-	g.listen = map[string]string{}
-	if err := g.listenOn("", "app.listen", g.cfg.App.Listen); err != nil {
-		return err
-	}
-	for i, m := range g.cfg.Modules {
-		if m.Listen == "" {
-			continue
-		}
-		if err := g.listenOn(m.Name, fmt.Sprintf("modules[%d].listen", i), m.Listen); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// listenOn opens or inherits one listener; owner is a module, or "" for HTTP.
-func (g *generation) listenOn(owner, key, text string) error {
-	network, address, err := config.SplitAddress(text)
-	if err != nil {
-		return fault(handoff.StageConfig, owner, g.cfg.ErrorAt(key, "%v", err))
-	}
-	ln, err := g.upgrader.Listen(owner, network, address)
-	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap
-		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken by another program: stop that one or change %s in %s", key, text, key, g.cfg.File()))
-	}
-	if err != nil {
-		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %w", key, err))
-	}
-	g.listen[owner] = ln.Addr().String()
-	if owner == "" && g.cfg.App.TLS != (config.TLS{}) {
-		g.listen[owner] = "https://" + g.listen[owner]
-	}
-	if network == "unix" {
-		g.listen[owner] = "unix://" + address
-	}
-	g.server.Listen(owner, ln)
-	return nil
 }
 
 // startFirst starts a generation that nothing came before.
@@ -441,15 +384,8 @@ func (g *generation) refuse(order *control.Upgrade, why string) {
 // the drain time, then the modules shut down.
 func (g *generation) stop() int {
 	code := exitOK
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	if err := g.server.Hold(ctx); err != nil {
-		g.server.Cut()
-		again, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if err := g.server.Hold(again); err != nil {
-			g.log.Warn("stopping with requests unfinished", "err", err)
-		}
+	if err := g.holdOrCut(time.Second); err != nil {
+		g.log.Warn("stopping with requests unfinished", "err", err)
 	}
 	if err := g.endRuns(context.Background()); err != nil {
 		g.log.Warn("stopping in spite of it", "err", err)
@@ -464,6 +400,20 @@ func (g *generation) stop() int {
 	g.upgrader.Stop()
 	g.out.flush(time.Second)
 	return code
+}
+
+// holdOrCut lets requests finish for the drain time, and then cancels them and
+// gives them a last one.
+func (g *generation) holdOrCut(last time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	defer cancel()
+	if g.server.Hold(ctx) == nil {
+		return nil
+	}
+	g.server.Cut()
+	ctx, cancel = context.WithTimeout(context.Background(), last)
+	defer cancel()
+	return g.server.Hold(ctx)
 }
 
 // endRuns waits for the background work to end, within the hook's deadline.

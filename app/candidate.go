@@ -288,15 +288,8 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	g := t.g
 	t.p.Progress(context.Background(), handoff.StageProbation, why.Module)
 	g.log.Error("not well, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
-	limit, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	if err := g.server.Hold(limit); err != nil {
-		g.server.Cut()
-		again, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
-		defer cancel()
-		if err := g.server.Hold(again); err != nil {
-			g.log.Warn("handing back with requests unfinished", "err", err)
-		}
+	if err := g.holdOrCut(g.cfg.App.HookTimeout); err != nil {
+		g.log.Warn("handing back with requests unfinished", "err", err)
 	}
 	if err := g.endRuns(context.Background()); err != nil {
 		g.log.Warn("handing back in spite of it", "err", err)

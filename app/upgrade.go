@@ -340,8 +340,11 @@ func (a *attempt) standBy(probation time.Duration) error {
 	app := a.g.cfg.App
 	patience := app.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
 	returning := app.Drain + 3*app.HookTimeout + a.hooks() // all that giveBack does
-	a.stage(handoff.StageProbation, probation+2*patience+returning)
-	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{Whole: probation, Answer: patience, Return: returning}, a.settle)
+	a.stage(handoff.StageProbation, probation+2*patience)
+	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
+		Whole: probation, Answer: patience, Return: returning,
+		Returning: func() { a.stage("return", returning+app.HookTimeout) },
+	}, a.settle)
 }
 
 // takeBack serves again with what a candidate that was not well has returned.

@@ -264,3 +264,19 @@ func TestBuildSettings(t *testing.T) {
 		t.Error("the terminal says how to turn on what is on")
 	}
 }
+
+// TestASharedPackageNamesItsModules edits one that two of three modules import.
+func TestASharedPackageNamesItsModules(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.write("shared/shared.go", "package shared\n\nconst Text = \"one\"\n")
+	for _, name := range []string{"hello", "counter"} {
+		p.write("modules/"+name+"/shared.go", "package "+name+"\n\nimport \"orchestrator/shared\"\n\nfunc init() { println(shared.Text) }\n")
+	}
+	p.startServing()
+	p.write("shared/shared.go", "package shared\n\nconst Text = \"two\"\n")
+	p.wait("the reload", func() bool { s := p.status(); return s.LastReload != nil && s.LastReload.Generation == 2 })
+	if got := strings.Join(p.status().LastReload.Modules, " "); got != "hello counter" {
+		t.Errorf("the reload names %q, want hello counter", got)
+	}
+}

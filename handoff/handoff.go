@@ -316,7 +316,11 @@ type Returned struct {
 
 // ProbationTimes are how long a probation lasts, how long the candidate may take
 // to say how it is, and how long to give everything back if it is not well.
-type ProbationTimes struct{ Whole, Answer, Return time.Duration }
+// Returning is called when that begins.
+type ProbationTimes struct {
+	Whole, Answer, Return time.Duration
+	Returning             func()
+}
 
 // Probation watches the candidate while it serves: until the time is over or
 // cut is closed, and then until it has said once more that it is well. The error is a [*Returned] if the candidate was not well and gave
@@ -351,6 +355,7 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 	m, files, err := c.link.receive(ctx)
 	if err == nil && m.Type == typeProgress { // it is not well, and gives everything back
 		closeAll(files)
+		times.Returning()
 		ctx, cancel := context.WithTimeout(parent, times.Return)
 		defer cancel()
 		m, files, err = c.link.receive(ctx)
