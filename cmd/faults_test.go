@@ -1,6 +1,7 @@
 package cmd_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -150,11 +151,27 @@ func TestADeletedWorkingDirectory(t *testing.T) {
 	p.wait("every process to end", func() bool { return len(p.processes()) == 0 })
 }
 
+// suspend stops a process, and waits until each of its threads has: on a busy
+// machine some go on for a while.
+func (p *project) suspend(pid int) {
+	p.check(syscall.Kill(pid, syscall.SIGSTOP))
+	p.wait("every thread to stop", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, name := range threads {
+			text, err := os.ReadFile(name)
+			if _, state, ok := strings.Cut(string(text), ") "); err != nil || !ok || state[0] != 'T' {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // TestAStoppedOldGeneration stops the serving process, as a debugger would.
 func TestAStoppedOldGeneration(t *testing.T) {
 	t.Parallel()
 	p, b, before := started(t)
-	p.check(syscall.Kill(before.PID, syscall.SIGSTOP))
+	p.suspend(before.PID)
 	o, err := p.upgrade(control.ReloadRequest{Binary: b.new, TimeoutMS: 500})
 	if err != nil || o.Outcome != control.Rejected || !strings.Contains(o.Error, "does not answer; is it stopped?") {
 		t.Fatalf("reload = %+v, %v; want rejected, and that it is stopped", o, err)
