@@ -16,10 +16,10 @@ import (
 func TestDirectWithSettings(t *testing.T) {
 	const (
 		main  = "package main\n\nimport \"edits/lib\"\n\nfunc main() { println(lib.Text(), lib.Tagged) }\n"
-		lib   = "package lib\n\nfunc Text() string { return %q }\n"
+		lib   = "package lib\n\n//go:noinline\nfunc Text() string { return %q }\n"
 		tagOn = "//go:build special\n\npackage lib\n\nconst Tagged = \"on\"\n"
 		off   = "//go:build !special\n\npackage lib\n\nconst Tagged = \"off\"\n"
-		other = "package other\n\nfunc Text() string { return %q }\n"
+		other = "package other\n\n//go:noinline\nfunc Text() string { return %q }\n"
 	)
 	plain := map[string]string{
 		"go.mod":     "module edits\n\ngo 1.26\n",
