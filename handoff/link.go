@@ -216,11 +216,16 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err
 				conns = append(conns, Conn{c, m.ConnInfos[i]})
 			}
 			closeAll(files)
-			adopt(conns)
-			n += len(conns)
+			// Nothing may be read from them before: if this process dies
+			// until then, they go on in the other one, which misses nothing.
 			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {
+				for _, c := range conns {
+					c.Close()
+				}
 				return n, err
 			}
+			adopt(conns)
+			n += len(conns)
 		default:
 			closeAll(files)
 			return n, fmt.Errorf("handoff: got %q instead of connections: %w", m.Type, errGarbage)

@@ -202,3 +202,27 @@ func FuzzLink(f *testing.F) {
 		}
 	})
 }
+
+// TestNothingIsAdoptedBeforeItIsAcknowledged has a peer that is gone when its
+// connections are to be acknowledged: it keeps them, so they must not be read.
+func TestNothingIsAdoptedBeforeItIsAcknowledged(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	old, candidate := pairOfLinks(t)
+	if err := old.sendBatch(soon(t), []Conn{{Conn: c}}); err != nil {
+		t.Fatal(err)
+	}
+	old.conn.CloseRead() // an acknowledgement finds nobody
+	n, err := candidate.receiveConns(soon(t), func([]Conn) { t.Error("the connection was adopted") })
+	if err == nil || n != 0 {
+		t.Errorf("receiveConns = %d, %v; want an error", n, err)
+	}
+}
