@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"orchestrator/app/control"
 )
 
 // says edits the message of hello.
@@ -279,4 +281,30 @@ func TestASharedPackageNamesItsModules(t *testing.T) {
 	if got := strings.Join(p.status().LastReload.Modules, " "); got != "hello counter" {
 		t.Errorf("the reload names %q, want hello counter", got)
 	}
+}
+
+// TestAFirstBuildThatCannotBegin starts the program as it is, says so, and
+// builds once the cause is gone; a reload that is asked for meanwhile waits.
+func TestAFirstBuildThatCannotBegin(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	mod := p.read("go.mod")
+	p.write("go.mod", "<<<<<<< HEAD\n"+mod)
+	p.start()
+	outcome := make(chan *control.Outcome, 1)
+	p.wait("the control socket", func() bool { _, err := os.Stat(p.path(".orchestrator/control.sock")); return err == nil })
+	go func() {
+		o, _ := p.upgrade(control.ReloadRequest{Binary: p.path("bin/orchestrator"), TimeoutMS: 15_000})
+		outcome <- o
+	}()
+	p.wait("it to serve", func() bool { return p.serving() && p.get("/hello/") == "Hello, world" })
+	if !strings.Contains(p.printed(), "the build failed; starting") || !strings.Contains(p.printed(), "go.mod:1") {
+		t.Error("it does not say why it does not serve what the sources say")
+	}
+	if o := <-outcome; o == nil || o.Outcome != control.Reloaded {
+		t.Errorf("the reload that was asked for first = %+v, want reloaded", o)
+	}
+	p.write("go.mod", mod)
+	p.write("modules/hello/hello.go", says(p, "Hello, moon"))
+	p.wait("the sources to be built", func() bool { return p.get("/hello/") == "Hello, moon" })
 }

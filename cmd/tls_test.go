@@ -1,6 +1,7 @@
 package cmd_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -189,6 +190,51 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 			p.wait("the old generation to go", func() bool { return len(p.processes()) == 2 })
 			p.reloads(binary)
 		})
+	}
+}
+
+// TestUpgradesOverTLS: what cannot move and cannot be forwarded says so, and
+// holds no reload up.
+func TestUpgradesOverTLS(t *testing.T) {
+	t.Parallel()
+	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 3s")
+	dial := func() (*tls.Conn, *bufio.Reader) {
+		c, err := tls.Dial("tcp", strings.TrimPrefix(address, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		p.check(err)
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(patience))
+		return c, bufio.NewReader(c)
+	}
+	const upgrade = "GET %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+
+	c, in := dial()
+	fmt.Fprintf(c, upgrade, "/zoo/ws")
+	if resp, err := http.ReadResponse(in, nil); err == nil && resp.StatusCode == http.StatusSwitchingProtocols {
+		t.Error("modules.Hijack took a connection of TLS, which cannot move")
+	}
+
+	raw, rawIn := dial() // hijacked in the ordinary way: until the reload
+	fmt.Fprintf(raw, upgrade, "/zoo/raw")
+	if resp, err := http.ReadResponse(rawIn, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("an ordinary hijacker got %v, %v", resp, err)
+	}
+	late, lateIn := dial() // kept through the reload, and upgraded after it
+	fmt.Fprint(late, "GET /zoo/echo HTTP/1.1\r\nHost: x\r\n\r\n")
+	resp, err := http.ReadResponse(lateIn, nil)
+	p.check(err)
+	_, err = io.Copy(io.Discard, resp.Body)
+	p.check(err)
+
+	o, err := p.upgrade(control.ReloadRequest{Binary: binary})
+	if err != nil || o.Outcome != control.Reloaded || o.Cancelled != 1 {
+		t.Errorf("reload = %+v, %v; want reloaded, 1 cancelled", o, err)
+	}
+	if line, err := rawIn.ReadString('\n'); err != nil || !strings.Contains(line, "cancelled by a reload") {
+		t.Errorf("the hijacked connection ended with %q, %v; want the cause", line, err)
+	}
+	fmt.Fprintf(late, upgrade, "/zoo/raw")
+	if resp, err := http.ReadResponse(lateIn, nil); err != nil || resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("an upgrade that would have to be forwarded got %v, %v; want 502", resp, err)
 	}
 }
 

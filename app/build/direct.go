@@ -286,9 +286,8 @@ func (g *graph) build(ctx context.Context, d *Direct, out string) error {
 		return notDirect("the folder of objects is gone: %v", err)
 	}
 	type state struct {
-		u     *unit
-		files map[string][]byte
-		sum   [sha256.Size]byte
+		u   *unit
+		sum [sha256.Size]byte
 	}
 	var states []state
 	for _, u := range g.local {
@@ -303,7 +302,7 @@ func (g *graph) build(ctx context.Context, d *Direct, out string) error {
 		if err != nil {
 			return err
 		}
-		states = append(states, state{u, files, sum})
+		states = append(states, state{u, sum})
 	}
 	var complaints []string
 	broken := map[string]bool{} // packages that do not compile, or import one

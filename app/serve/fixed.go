@@ -193,17 +193,13 @@ func (c *fixedConn) Close() error {
 	return c.Conn.Close()
 }
 
-var errParkedTooLong = errors.New("serve: the client went away while its request waited")
+var errClientGone = errors.New("serve: the client went away while its request waited")
 
 // ServeHTTP handles a request on a fixed connection, or one that was forwarded.
 func (f *fixed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	req := &fixedRequest{
-		route:  r.Method + " " + r.URL.Path,
-		cancel: cancel,
-	}
-	req.fixed = f
+	req := &fixedRequest{fixed: f, route: r.Method + " " + r.URL.Path, cancel: cancel}
 	req.conn, _ = r.Context().Value(connKey{}).(*fixedConn)
 	h, err := f.enter(ctx, req)
 	if err != nil {
@@ -282,7 +278,7 @@ func (f *fixed) enter(ctx context.Context, req *fixedRequest) (http.Handler, err
 		select {
 		case <-resume:
 		case <-ctx.Done():
-			err = errParkedTooLong
+			err = errClientGone
 		}
 		f.mu.Lock()
 		f.parked--

@@ -299,3 +299,63 @@ func TestLastWordsArrive(t *testing.T) {
 		})
 	}
 }
+
+// TestAClientThatTakesNothingIsCutOff has a handler write far more than may be
+// queued while the connection shall move: it hears of it, and the connection
+// ends.
+func TestAClientThatTakesNothingIsCutOff(t *testing.T) {
+	begun, ended := make(chan struct{}), make(chan error, 1)
+	s := newStreams(t, func(ctx context.Context, st *serve.Stream) error {
+		if _, err := st.ReadLine(); err != nil {
+			return err
+		}
+		close(begun)
+		<-ctx.Done()
+		for {
+			if _, err := st.Write(make([]byte, 64<<10)); err != nil {
+				ended <- err
+				return options.Moving
+			}
+		}
+	})
+	c := dial(t, s.address)
+	c.send("begin\n")
+	<-begun
+	s.move(0)
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "untaken") {
+		t.Errorf("Write = %v, want that the client takes nothing", err)
+	}
+	if rest, err := io.ReadAll(c.in); len(rest) > 0 {
+		t.Errorf("the client has got %d bytes, %v, of a broken message", len(rest), err)
+	}
+}
+
+// TestWhatIsNeverMarkedCannotMove reads more than is kept.
+func TestWhatIsNeverMarkedCannotMove(t *testing.T) {
+	read := make(chan int, 1)
+	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
+		all := 0
+		for chunk := make([]byte, 64<<10); ; {
+			n, err := st.Read(chunk)
+			if err != nil {
+				return err
+			}
+			if all += n; all == 2<<20 {
+				read <- all
+			}
+		}
+	})
+	c := dial(t, s.address)
+	c.send(strings.Repeat("x", 2<<20))
+	<-read
+	if err := hold(t, s.now, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if conns, closed := s.now.Detached(); len(conns) != 0 || closed != 1 {
+		t.Errorf("%d connections were detached and %d closed, want the only one closed", len(conns), closed)
+	}
+	if _, err := c.in.ReadByte(); err == nil {
+		t.Error("the connection goes on")
+	}
+	s.now.Release()
+}

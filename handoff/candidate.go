@@ -1,0 +1,326 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"orchestrator/handoff/failpoint"
+)
+
+// Candidate is the next generation as the serving one sees it.
+type Candidate struct {
+	link     link
+	hello    Hello
+	room     int      // for connections, in descriptors; -1 if unknown
+	made     []string // Unix sockets that only it has made
+	pid      int
+	socket   string
+	exited   chan struct{} // closed when tableflip's Upgrade has returned
+	err      error         // the result; valid once exited is closed
+	at       message       // the last progress the candidate reported
+	reported *UpgradeError // what the candidate itself said, if it failed
+}
+
+// accept waits for the candidate's connection and its hello.
+func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-c.exited:
+			cancel(errExited)
+		case <-ctx.Done():
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { ln.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := ln.AcceptUnix()
+	if err != nil {
+		return cause(ctx, err)
+	}
+	c.link = link{conn: conn, side: failpoint.Old}
+	m, files, err := c.link.receive(ctx)
+	closeAll(files)
+	switch {
+	case err != nil:
+		return err
+	case m.Type != typeHello || m.Hello == nil:
+		return fmt.Errorf("got %q instead of a hello: %w", m.Type, errGarbage)
+	case m.MinProtocol > protocol || m.Protocol < minProtocol:
+		return fmt.Errorf("the candidate speaks handoff protocol %d to %d, this generation %d to %d: restart run", m.MinProtocol, m.Protocol, minProtocol, protocol)
+	}
+	if pid := peerPID(conn); pid != 0 && pid != m.PID {
+		return fmt.Errorf("process %d says it is %d: %w", pid, m.PID, errGarbage)
+	}
+	c.pid, c.hello = m.PID, *m.Hello
+	return nil
+}
+
+var errExited = errors.New("it exited")
+
+// Hello is what the candidate said of itself.
+func (c *Candidate) Hello() Hello { return c.hello }
+
+// reservedFiles is how many descriptors are left to a candidate for all else.
+const reservedFiles = 32
+
+// Room is how many connections the candidate has descriptors for, -1 if that
+// is not known. It is known once the candidate has prepared.
+func (c *Candidate) Room() int { return c.room }
+
+// PID is the candidate's process.
+func (c *Candidate) PID() int { return c.pid }
+
+// Welcome answers the hello and waits until the candidate has prepared.
+func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
+	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: protocol, Welcome: &w}); err != nil {
+		return c.failure(StagePrepare, err)
+	}
+	return c.await(ctx, typePrepared, StagePrepare)
+}
+
+// Transfer hands the states over, which can be read but not added to
+// afterwards, and waits until the candidate's modules are initialized and
+// healthy.
+func (c *Candidate) Transfer(ctx context.Context, states *States) error {
+	seal(states.file)
+	if err := c.link.sendFile(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
+		return c.failure(StageRestore, err)
+	}
+	return c.await(ctx, typeHealthy, StageInitialize)
+}
+
+// Commit hands over, and waits until the candidate accepts connections.
+func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
+	c.at = message{} // what it says from here on is of another kind
+	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
+		return c.failure(StageCommit, err)
+	}
+	return c.await(ctx, typeAccepting, StageCommit)
+}
+
+// Move passes connections. Those that the candidate has acknowledged are
+// closed here; an error leaves the others with the caller.
+func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err error) {
+	if left, err = c.link.sendConns(ctx, conns); err == nil {
+		err = c.link.send(ctx, message{Type: typeEnd})
+	}
+	if err != nil {
+		return left, c.failure(StageCommit, err)
+	}
+	return nil, nil
+}
+
+// Returned is what a candidate gave back because it was not well.
+type Returned struct {
+	*UpgradeError
+	States *States // the caller's to close
+}
+
+// ProbationTimes are how long a probation lasts, how long the candidate may take
+// to say how it is, and how long to give everything back if it is not well.
+// Returning is called when that begins.
+type ProbationTimes struct {
+	Whole, Answer, Return time.Duration
+	Returning             func()
+}
+
+// Probation watches the candidate while it serves: until the time is over or
+// cut is closed, and then until it has said once more that it is well. The error is a [*Returned] if the candidate was not well and gave
+// everything back; after any other the candidate cannot be trusted.
+func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
+	over := time.After(times.Whole)
+	for last := times.Whole == 0; ; {
+		if err := c.ask(ctx, times); err != nil || last {
+			return err
+		}
+		select {
+		case <-time.After(times.Whole / 5):
+		case <-over:
+			last = true
+		case <-cut:
+			return nil
+		case <-c.exited:
+			return c.failure(StageProbation, errExited)
+		case <-ctx.Done():
+			return c.failure(StageProbation, context.Cause(ctx))
+		}
+	}
+}
+
+// ask asks the candidate how it is.
+func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
+	ctx, cancel := context.WithTimeout(parent, times.Answer)
+	defer cancel()
+	if err := c.link.send(ctx, message{Type: typeAsk}); err != nil {
+		return c.failure(StageProbation, err)
+	}
+	m, files, err := c.link.receive(ctx)
+	if err == nil && m.Type == typeProgress { // it is not well, and gives everything back
+		closeAll(files)
+		times.Returning()
+		ctx, cancel := context.WithTimeout(parent, times.Return)
+		defer cancel()
+		m, files, err = c.link.receive(ctx)
+	}
+	switch {
+	case err != nil:
+		return c.failure(StageProbation, err)
+	case m.Type == typeWell:
+		closeAll(files)
+		return nil
+	case m.Type == typeReturned && len(files) == 1:
+		states, err := receivedStates(files[0], m.States)
+		if err != nil {
+			return c.failure(StageProbation, err)
+		}
+		c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
+		return &Returned{c.reported, states}
+	default:
+		closeAll(files)
+		return c.failure(StageProbation, fmt.Errorf("got %q while asking how it is: %w", m.Type, errGarbage))
+	}
+}
+
+// TakeBack tells a candidate that has returned everything that this
+// generation serves again, and takes its connections.
+func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, err error) {
+	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
+		return 0, err
+	}
+	return c.link.receiveConns(ctx, adopt)
+}
+
+// Finish ends the probation and waits until the candidate is ready for good.
+// The caller may then exit.
+func (c *Candidate) Finish(ctx context.Context, cut bool) error {
+	if err := c.link.send(ctx, message{Type: typeFinal, Cut: cut}); err != nil {
+		return c.failure(StageReady, err)
+	}
+	select {
+	case <-c.exited:
+		if c.err != nil {
+			return c.failure(StageReady, errExited)
+		}
+	case <-ctx.Done():
+		return c.failure(StageReady, context.Cause(ctx))
+	}
+	// The candidate serves, whether or not it hears this.
+	c.link.send(ctx, message{Type: typeReady})
+	return nil
+}
+
+// Final tells whether the candidate has become the serving generation for
+// good: this process cannot upgrade any more.
+func (c *Candidate) Final() bool {
+	select {
+	case <-c.exited:
+		return c.err == nil
+	default:
+		return false
+	}
+}
+
+// Kill makes sure that the candidate is dead and reaped, and removes the Unix
+// sockets that only it had made. A candidate that is final is left alone.
+func (c *Candidate) Kill() {
+	for {
+		select {
+		case <-c.exited:
+			c.close()
+			return
+		default:
+		}
+		if c.pid == 0 {
+			c.pid = findChild(envSocket + "=" + c.socket)
+		}
+		if c.pid != 0 {
+			kill(c.pid)
+		}
+		select {
+		case <-c.exited:
+			c.close()
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Await waits for a candidate that has said that it gives up to end by
+// itself, so that its modules can clean up, at most until ctx ends; then, or
+// if it has not said so, it is killed.
+func (c *Candidate) Await(ctx context.Context) {
+	if c.reported != nil {
+		select {
+		case <-c.exited:
+		case <-ctx.Done():
+		}
+	}
+	c.Kill()
+}
+
+func (c *Candidate) close() {
+	if c.link.conn != nil {
+		c.link.conn.Close()
+	}
+	for _, path := range c.made {
+		os.Remove(path)
+	}
+	// tableflip leaves two descriptors of a failed attempt to the collector.
+	runtime.GC()
+	runtime.GC()
+}
+
+// await receives until the wanted message comes.
+func (c *Candidate) await(ctx context.Context, want, stage string) error {
+	for {
+		m, files, err := c.link.receive(ctx)
+		closeAll(files)
+		if err != nil {
+			return c.failure(stage, err)
+		}
+		switch m.Type {
+		case typeProgress:
+			c.at = m
+		case typeFailed:
+			c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
+			return c.reported
+		case want:
+			c.made = append(c.made, m.UnixPaths...)
+			if m.FreeFiles != nil {
+				c.room = max(0, *m.FreeFiles-reservedFiles)
+			}
+			return nil
+		default:
+			return c.failure(stage, fmt.Errorf("got %q while waiting for %q: %w", m.Type, want, errGarbage))
+		}
+	}
+}
+
+// failure says as well as possible where the candidate was and how it ended.
+func (c *Candidate) failure(stage string, err error) error {
+	e := &UpgradeError{Stage: stage, Err: err}
+	if c.at.Stage != "" {
+		e.Stage, e.Module = c.at.Stage, c.at.Module
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.Err = fmt.Errorf("the candidate did not answer in time: %w", err)
+		return e
+	}
+	if !gone(err) && !errors.Is(err, errExited) {
+		return e
+	}
+	select {
+	case <-c.exited:
+		if c.err != nil {
+			e.Err = fmt.Errorf("the candidate is gone (%w); what it printed stands above", c.err)
+		}
+	case <-time.After(time.Second):
+	}
+	return e
+}
