@@ -178,6 +178,9 @@ func (g *generation) load() (*moduleSet, error) {
 	if err != nil {
 		return nil, fault(handoff.StageConfig, "", err)
 	}
+	if cfg.Empty() && g.upgrader.HasPredecessor() {
+		return nil, fault(handoff.StageConfig, "", cfg.ErrorAt("", "it is empty: is it being written? A reload to no module at all would lose every state; restart run for that"))
+	}
 	if cfg.App.RunDir != g.opts.RunDir {
 		return nil, fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
 	}

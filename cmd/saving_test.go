@@ -308,3 +308,41 @@ func TestAFirstBuildThatCannotBegin(t *testing.T) {
 	p.write("modules/hello/hello.go", says(p, "Hello, moon"))
 	p.wait("the sources to be built", func() bool { return p.get("/hello/") == "Hello, moon" })
 }
+
+// TestAHalfWrittenConfiguration saves main.yaml as an editor does that truncates
+// it first. An empty file would be a valid one, without any module: it must
+// not be taken for what the author means, nor cost a state.
+func TestAHalfWrittenConfiguration(t *testing.T) {
+	t.Parallel()
+	p := testProject(t)
+	p.startServing()
+	if got, _, err := increment(p.address()); err != nil || got != 1 {
+		t.Fatalf("POST /counter/ = %d, %v", got, err)
+	}
+	for i := range 5 {
+		text := strings.Replace(standardConfig, "  - name: hello\n", fmt.Sprintf("  - name: hello\n    path: /hello%d/\n", i), 1)
+		before := p.status().Generation
+		p.check(os.Truncate(p.path("config/main.yaml"), 0))
+		<-time.After(30 * time.Millisecond) // the editor's pace
+		p.write("config/main.yaml", text)
+		p.wait("the new path", func() bool { return p.get(fmt.Sprintf("/hello%d/", i)) == "Hello, world" })
+		p.wait("its outcome", func() bool { s := p.status(); return s.LastReload.Generation == s.Generation })
+		if s := p.status(); s.Generation != before+1 || strings.Join(s.LastReload.Modules, " ") != "hello" {
+			t.Errorf("save %d: generation %d after %d, last reload %+v", i, s.Generation, before, *s.LastReload)
+		}
+	}
+	if got := p.get("/counter/"); got != "1" {
+		t.Errorf("the counter is %q, want 1", got)
+	}
+
+	// Whoever means it is told how.
+	p.check(os.Truncate(p.path("config/main.yaml"), 0))
+	if o, code := p.reload(); code != 3 || o.Stage != "config" || !strings.Contains(o.Error, "is empty") {
+		t.Errorf("reload with an empty main.yaml: exit %d, %+v; want 3, and that it is empty", code, o)
+	}
+	if got := p.get("/counter/"); got != "1" {
+		t.Errorf("after it the counter is %q, want 1", got)
+	}
+	p.write("config/main.yaml", strings.TrimSuffix(standardConfig, "\n")) // no line end, and meant so
+	p.wait("the old path", func() bool { return p.get("/hello/") == "Hello, world" })
+}

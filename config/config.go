@@ -38,8 +38,9 @@ type Config struct {
 	Build   Build    `yaml:"build"`
 	Modules []Module `yaml:"modules"`
 
-	file string
-	pos  map[string]position
+	file  string
+	pos   map[string]position
+	empty bool
 }
 
 // App holds the settings of the program itself.
@@ -156,6 +157,10 @@ func identify(h io.Writer, n *yaml.Node, left *int) {
 	}
 }
 
+// Empty tells whether the file says nothing at all. It is valid, but may also
+// be one that is being written.
+func (c *Config) Empty() bool { return c.empty }
+
 // File is the path the configuration was read from.
 func (c *Config) File() string { return c.file }
 
@@ -233,7 +238,8 @@ func parseText(file string, data []byte) (*Config, error) {
 	var document, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	switch err := dec.Decode(&document); {
-	case errors.Is(err, io.EOF): // an empty file
+	case errors.Is(err, io.EOF):
+		cfg.empty = true
 	case err != nil:
 		return nil, syntaxError(file, err)
 	default:

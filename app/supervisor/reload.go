@@ -47,6 +47,7 @@ type job struct {
 	requests   []*request
 	snap       watch.Snapshot // what is being built
 	frozen     bool           // from copies
+	waited     bool           // for somebody to finish writing the configuration
 	forced     bool           // build even if nothing changed
 	trigger    []string
 	changed    []string // packages
@@ -311,6 +312,18 @@ func (s *supervisor) build() {
 		return
 	}
 	if len(code) == 0 && !j.forced && s.current.binary != "" {
+		if len(paths) > 0 && !j.waited && unfinished(absolute(s.opts.ConfigFile)) {
+			j.waited = true
+			j.phase = listing // nothing to cancel
+			time.AfterFunc(cutTime, func() {
+				s.do(func() {
+					if s.job == j {
+						s.sources()
+					}
+				})
+			})
+			return
+		}
 		j.binary = s.current.binary
 		s.upgrade()
 		return
