@@ -243,10 +243,7 @@ func (t *takeover) prove() (stays bool) {
 		} else if errors.Is(err, handoff.ErrPredecessorGone) {
 			g.log.Warn("the old generation died before the end of the probation")
 		} else if err != nil {
-			// It either ends this process, seeing the link end, or ends itself.
-			g.log.Error("the old generation does not keep to the protocol", "err", err)
-			t.p.Close()
-			t.p.Gone(context.Background())
+			t.outlive(err)
 		} else if cut {
 			probation = control.ProbationCut
 		}
@@ -259,6 +256,18 @@ func (t *takeover) prove() (stays bool) {
 	}
 	g.send(control.Message{Type: control.TypeSettled, Settled: &control.Settled{Generation: g.number, Probation: probation}})
 	return true
+}
+
+// outlive makes sure that the old generation is gone, after an error of the
+// conversation with it, so that two never serve: seeing the link end it ends
+// this process, or is ended by the supervisor.
+func (t *takeover) outlive(err error) {
+	if !errors.Is(err, handoff.ErrPredecessorGone) {
+		t.g.log.Error("the old generation does not keep to the protocol", "err", err)
+		t.p.Close()
+		t.p.Gone(context.Background())
+	}
+	t.g.log.Warn("there is no old generation any more, going on", "err", err)
 }
 
 // healthy asks all modules for their health.
@@ -286,8 +295,13 @@ func (t *takeover) healthy() *handoff.UpgradeError {
 // one has died meanwhile: then this one goes on, well or not.
 func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	g := t.g
-	t.p.Progress(context.Background(), handoff.StageProbation, why.Module)
 	g.log.Error("not well, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
+	tell, cancel := context.WithTimeout(context.Background(), t.patience())
+	defer cancel()
+	if err := t.p.Unwell(tell); err != nil {
+		t.outlive(err)
+		return false
+	}
 	if err := g.holdOrCut(g.cfg.App.HookTimeout); err != nil {
 		g.log.Warn("handing back with requests unfinished", "err", err)
 	}
@@ -305,7 +319,7 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	}
 	var rest []handoff.Conn
 	if states != nil {
-		wait, cancel := context.WithTimeout(context.Background(), g.stopLimit())
+		wait, cancel := context.WithTimeout(context.Background(), t.patience())
 		defer cancel()
 		conns, _ := g.server.Detached()
 		left, err := t.p.Return(wait, why, states, outgoing(conns))
@@ -313,7 +327,7 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 			states.Close()
 			return true
 		}
-		g.log.Error("could not hand back, going on", "err", err)
+		t.outlive(err)
 		rest = left
 	}
 	g.server.Expect()

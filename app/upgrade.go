@@ -340,10 +340,15 @@ func (a *attempt) standBy(probation time.Duration) error {
 	app := a.g.cfg.App
 	patience := app.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
 	returning := app.Drain + 3*app.HookTimeout + a.hooks() // all that giveBack does
+	unwell := func() {
+		a.stage("return", app.Drain+returning+app.HookTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
+		defer cancel()
+		a.g.server.Unforward(ctx)
+	}
 	a.stage(handoff.StageProbation, probation+2*patience)
 	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
-		Whole: probation, Answer: patience, Return: returning,
-		Returning: func() { a.stage("return", returning+app.HookTimeout) },
+		Whole: probation, Answer: patience, Return: returning, Unwell: unwell,
 	}, a.settle)
 }
 
@@ -355,6 +360,7 @@ func (a *attempt) takeBack(back *handoff.Returned) error {
 	defer cancel()
 	if _, err := a.candidate.TakeBack(ctx, g.adopt); err != nil {
 		g.log.Warn("not every connection came back", "err", err)
+		a.kill() // it may think that it shall serve
 	}
 	g.server.Open()
 	a.await()

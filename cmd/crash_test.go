@@ -22,7 +22,9 @@ type verdict string
 const (
 	untouched  verdict = "old serves, untouched"   // no request fails, no state is lost
 	rolledBack verdict = "old serves, rewound"     // to its commit at the latest, and the outcome says so
+	returned   verdict = "old serves, all state"   // what the new one had done is kept, and the outcome says so
 	completes  verdict = "new serves, all state"   // what the old one held is gone
+	goesOn     verdict = "new serves, sick"        // there is none to go back to; that is said
 	restarts   verdict = "restarted, state lost"   // and that is said
 	stops      verdict = "all stop, run starts it" // the supervisor died
 	ends       verdict = "the program ends"        // it was told to
@@ -32,6 +34,7 @@ const (
 type crash struct {
 	side, when, what, action string
 	want                     verdict
+	sick                     string // the hook in which the candidate fails, "" if it does not
 }
 
 func (c crash) String() string {
@@ -44,9 +47,10 @@ func (c crash) waits() bool { return c.action == "hang" || c.action == "stop" }
 
 // crashes is the whole matrix. The steps of each side stand in their order.
 func crashes() (all []crash) {
+	sick := ""
 	add := func(side, when, what string, want verdict, actions ...string) {
 		for _, action := range actions {
-			all = append(all, crash{side, when, what, action, want})
+			all = append(all, crash{side, when, what, action, want, sick})
 		}
 	}
 	dies := []string{"exit0", "exit1", "kill", "hang"}
@@ -94,6 +98,26 @@ func crashes() (all []crash) {
 		add("old", "before", m, rolledBack, "garbage")
 	}
 	add("old", "before", "ready", completes, "garbage")
+
+	// A candidate that fails by itself can die on top of that.
+	sick = "Initialize"
+	add("candidate", "before", "failed", untouched, withGarbage...)
+	add("candidate", "after", "failed", untouched, dies...)
+
+	// One that is not well after the commit gives everything back. If that is
+	// not finished, it is rewound; the old generation may die over it as well.
+	sick = "Healthy"
+	add("candidate", "before", "unwell", rolledBack, withGarbage...)
+	add("candidate", "after", "unwell", rolledBack, dies...)
+	add("candidate", "before", "returned", rolledBack, withGarbage...)
+	add("candidate", "after", "returned", returned, dies...)
+	add("old", "before", "parked", goesOn, dies...)
+	add("old", "after", "parked", goesOn, dies...)
+	add("old", "before", "parked", rolledBack, "garbage")
+	add("old", "before", "taken", goesOn, dies...)
+	add("old", "after", "taken", goesOn, dies...)
+	add("old", "before", "taken", returned, "garbage")
+	sick = ""
 
 	// A process that is stopped hangs in all its goroutines.
 	add("candidate", "at", "prepared", untouched, "stop")
@@ -247,6 +271,9 @@ func (c crash) happen(p *project, b pair) {
 	}
 	p.write("failpoint.new", fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, action))
 	p.check(os.Rename(p.path("failpoint.new"), place))
+	if c.sick != "" {
+		p.write("sick", c.sick)
+	}
 	o, reloadErr := p.reloadOrHang(c, b)
 	p.wait("the failpoint to be reached", func() bool {
 		_, err := os.Stat(place)
@@ -261,7 +288,7 @@ func (c crash) happen(p *project, b pair) {
 		p.t.Fatalf("reload: %v", reloadErr)
 	}
 	var after *control.Status
-	p.wait("one generation to serve", func() bool {
+	p.waitFor(2*patience, "one generation to serve", func() bool {
 		after, err = p.peek()
 		return err == nil && after.State == "serving" && len(p.processes()) == 2 && (after.LastReload == nil || after.LastReload.Probation != control.ProbationPending)
 	})
@@ -349,6 +376,15 @@ func (c crash) checkOutcome(p *project, o *control.Outcome, before, after *contr
 		if after.PID != before.PID || !answered || last != control.RolledBack && !(early && last == control.Rejected) {
 			fail("rolled back by the old process")
 		}
+	case returned:
+		answered := o.Outcome == control.RolledBack || o.Outcome == control.Reloaded && o.Probation == control.ProbationPending
+		if after.PID != before.PID || !answered || last != control.RolledBack || len(after.LastReload.Rewound) > 0 {
+			fail("rolled back by the old process, nothing rewound")
+		}
+	case goesOn:
+		if after.Generation != before.Generation+1 || o.Outcome != control.Reloaded || last != control.Reloaded || after.LastReload.Probation != control.ProbationFailed || after.LastCrash != nil {
+			fail("the new process to serve, and to say that it has failed its probation")
+		}
 	case completes:
 		if after.Generation != before.Generation+1 || o.Outcome != control.Reloaded || last != control.Reloaded || after.LastCrash != nil {
 			fail("the new process to serve")
@@ -379,7 +415,11 @@ func (c crash) checkState(p *project, l *load, address string, after *control.St
 		if have < l.old.Load() || have > answered+failed {
 			p.t.Fatalf("the counter is %d, the old generation answered %d, the new one %d, failed %d (%v); want nothing lost but what the new one answered", have, l.old.Load(), l.new.Load(), failed, l.why.Load())
 		}
-	case completes:
+	case goesOn: // and what the old one answered while it took over again
+		if have < l.newest.Load() || have > answered+failed {
+			p.t.Fatalf("the counter is %d, the new generation had come to %d; answered %d, failed %d (%v)", have, l.newest.Load(), answered, failed, l.why.Load())
+		}
+	case completes, returned:
 		if have < answered || have > answered+failed {
 			p.t.Fatalf("the counter is %d, answered %d, failed %d (%v); want all that was answered", have, answered, failed, l.why.Load())
 		}

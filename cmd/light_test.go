@@ -25,7 +25,9 @@ import (
 var raceFlag []string
 
 // pair is two builds of the program that differ in what POST /counter/
-// answers: a number, or "new" and a number. They contain failpoints.
+// answers: a number, or "new" and a number. They contain failpoints. If there
+// is a file called sick in its folder, the counter of the second fails in the
+// hook that the file names: Initialize, or Healthy once it has been well.
 type pair struct{ dir, old, new string }
 
 var pairOfBuilds = sync.OnceValues(func() (pair, error) {
@@ -43,9 +45,12 @@ var pairOfBuilds = sync.OnceValues(func() (pair, error) {
 		return b, err
 	}
 	changed := filepath.Join(dir, "counter.go")
-	edited := strings.Replace(string(text), "fmt.Fprintln(w, c.add(1))", `fmt.Fprintln(w, "new", c.add(1))`, 1)
-	if edited == string(text) {
-		return b, fmt.Errorf("counter.go has no such line any more")
+	edited := string(text)
+	for _, edit := range newCounter {
+		was := edited
+		if edited = strings.Replace(was, edit[0], edit[1], 1); edited == was {
+			return b, fmt.Errorf("counter.go has no %q any more", edit[0])
+		}
 	}
 	overlay, _ := json.Marshal(map[string]any{"Replace": map[string]string{source: changed}})
 	if err := os.WriteFile(changed, []byte(edited), 0o644); err != nil {
@@ -65,6 +70,30 @@ var pairOfBuilds = sync.OnceValues(func() (pair, error) {
 	}
 	return b, nil
 })
+
+// newCounter is what the second of a pair has, in place of what.
+var newCounter = [][2]string{
+	{"fmt.Fprintln(w, c.add(1))", `fmt.Fprintln(w, "new", c.add(1))`},
+	{"\t\"net/http\"\n", "\t\"net/http\"\n\t\"os\"\n"},
+	{"\"sync\"\n", "\"sync\"\n\t\"sync/atomic\"\n"},
+	{"modules.Config) error { return nil }", `modules.Config) error { return sick("Initialize") }
+
+var asked atomic.Int64
+
+func (c *Counter) Healthy(context.Context) error {
+	if asked.Add(1) == 1 {
+		return nil
+	}
+	return sick("Healthy")
+}
+
+func sick(hook string) error {
+	if text, err := os.ReadFile("sick"); err != nil || string(text) != hook {
+		return nil
+	}
+	return fmt.Errorf("sick")
+}`},
+}
 
 const lightConfig = `app:
   hot_reload: false
@@ -94,7 +123,8 @@ func lightProject(t reporter, dir string) (*project, pair) {
 // reserveAddress is one that stays the same when a program is started again.
 // It is outside the range from which the system itself chooses, and for as long
 // as the project lives its UDP port keeps other tests, also of other
-// processes, from choosing it.
+// processes, from choosing it. No process may be forked while it is tried out:
+// it would have the listener until it begins with its own program.
 func (p *project) reserveAddress() string {
 	for {
 		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
@@ -102,12 +132,16 @@ func (p *project) reserveAddress() string {
 		if err != nil {
 			continue
 		}
+		syscall.ForkLock.RLock()
 		ln, err := net.Listen("tcp", address)
+		if err == nil {
+			ln.Close()
+		}
+		syscall.ForkLock.RUnlock()
 		if err != nil {
 			reserved.Close()
 			continue
 		}
-		ln.Close()
 		p.reserved = reserved
 		return address
 	}
@@ -193,6 +227,7 @@ type load struct {
 	new     atomic.Int64 // answered by the second
 	failed  atomic.Int64
 	highest atomic.Int64 // answer of the first of the pair
+	newest  atomic.Int64 // answer of the second
 	why     atomic.Value // of the last failure
 }
 
@@ -244,6 +279,7 @@ func startLoad(address string) *load {
 				time.Sleep(10 * time.Millisecond) // a busy machine refuses faster than it recovers
 			case isNew:
 				l.new.Add(1)
+				l.newest.Store(number)
 			default:
 				l.old.Add(1)
 				l.highest.Store(number)

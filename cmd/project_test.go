@@ -268,10 +268,13 @@ func (p *project) cleanUp() {
 }
 
 // wait polls until ok, or fails the test.
-func (p *project) wait(what string, ok func() bool) {
-	for end := time.Now().Add(patience); !ok(); {
+func (p *project) wait(what string, ok func() bool) { p.waitFor(patience, what, ok) }
+
+// waitFor is wait with another deadline.
+func (p *project) waitFor(longest time.Duration, what string, ok func() bool) {
+	for end := time.Now().Add(longest); !ok(); {
 		if time.Now().After(end) {
-			p.t.Fatalf("waited %v for %s; the program printed:\n%s", patience, what, p.printed())
+			p.t.Fatalf("waited %v for %s; the program printed:\n%s", longest, what, p.printed())
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,6 +192,64 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 			p.reloads(binary)
 		})
 	}
+}
+
+// TestForwardedRequestsComeBack has clients count up on connections that stay
+// in the old generation, while the new one serves them, is not well, and gives
+// everything back: none fails, and none is counted twice.
+func TestForwardedRequestsComeBack(t *testing.T) {
+	t.Parallel()
+	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 20s", "probation: 300ms", "probation: 5s")
+	before, err := p.peek()
+	p.check(err)
+	var clients sync.WaitGroup
+	var answered atomic.Int64
+	stop := make(chan struct{})
+	for range 8 {
+		c, dialled := httpsClient(true)
+		defer c.CloseIdleConnections()
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					if n := dialled.Load(); n != 1 {
+						t.Errorf("a client made %d connections, want 1", n)
+					}
+					return
+				default:
+				}
+				if _, err := ask(c, http.MethodPost, address+"/counter/", ""); err != nil {
+					t.Error(err)
+					return
+				}
+				answered.Add(1)
+			}
+		})
+	}
+	for range 3 {
+		mark := answered.Load()
+		p.wait("clients to be answered", func() bool { return answered.Load() > mark+100 || t.Failed() })
+		o, err := p.upgrade(control.ReloadRequest{Binary: binary})
+		if err != nil || o.Probation != control.ProbationPending || o.Forwarded != 8 {
+			t.Fatalf("reload = %+v, %v; want 8 forwarded, on probation", o, err)
+		}
+		mark = answered.Load()
+		p.wait("clients to be answered", func() bool { return answered.Load() > mark+100 || t.Failed() })
+		p.write("sick", "")
+		p.wait("the old generation to be back", func() bool {
+			s, err := p.peek()
+			return err == nil && s.PID == before.PID && s.LastReload.Outcome == control.RolledBack && len(p.processes()) == 2
+		})
+		p.check(os.Remove(p.path("sick")))
+	}
+	close(stop)
+	clients.Wait()
+	c, _ := httpsClient(true)
+	defer c.CloseIdleConnections()
+	if got, err := ask(c, http.MethodGet, address+"/counter/", ""); err != nil || got != fmt.Sprint(answered.Load()) {
+		t.Errorf("the counter is %s, %v; answered %d", got, err, answered.Load())
+	}
+	t.Logf("%d requests", answered.Load())
 }
 
 // TestUpgradesOverTLS: what cannot move and cannot be forwarded says so, and

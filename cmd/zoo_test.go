@@ -19,6 +19,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"time"
 
@@ -39,6 +40,13 @@ func (z *Zoo) Initialize(_ context.Context, _ *eventbus.Bus, cfg modules.Config)
 	return nil
 }
 func (z *Zoo) Shutdown(context.Context) error { return nil }
+
+func (z *Zoo) Healthy(context.Context) error {
+	if _, err := os.Stat("sick"); err == nil {
+		return fmt.Errorf("sick")
+	}
+	return nil
+}
 
 func (z *Zoo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {

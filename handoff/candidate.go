@@ -124,15 +124,17 @@ type Returned struct {
 
 // ProbationTimes are how long a probation lasts, how long the candidate may take
 // to say how it is, and how long to give everything back if it is not well.
-// Returning is called when that begins.
+// Unwell is called when that begins: it sees to it that nothing is forwarded to
+// the candidate any more.
 type ProbationTimes struct {
 	Whole, Answer, Return time.Duration
-	Returning             func()
+	Unwell                func()
 }
 
 // Probation watches the candidate while it serves: until the time is over or
-// cut is closed, and then until it has said once more that it is well. The error is a [*Returned] if the candidate was not well and gave
-// everything back; after any other the candidate cannot be trusted.
+// cut is closed, and then until it has said once more that it is well. The
+// error is a [*Returned] if the candidate was not well and gave everything
+// back; after any other the candidate cannot be trusted.
 func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
 	over := time.After(times.Whole)
 	for last := times.Whole == 0; ; {
@@ -161,11 +163,14 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 		return c.failure(StageProbation, err)
 	}
 	m, files, err := c.link.receive(ctx)
-	if err == nil && m.Type == typeProgress { // it is not well, and gives everything back
+	if err == nil && m.Type == typeUnwell {
 		closeAll(files)
-		times.Returning()
+		times.Unwell()
 		ctx, cancel := context.WithTimeout(parent, times.Return)
 		defer cancel()
+		if err := c.link.send(ctx, message{Type: typeParked}); err != nil {
+			return c.failure(StageProbation, err)
+		}
 		m, files, err = c.link.receive(ctx)
 	}
 	switch {

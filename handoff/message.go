@@ -93,7 +93,9 @@ const (
 	typeEnd       = "end"       // old: no more connections; probation begins
 	typeAsk       = "ask"       // old: how are you?
 	typeWell      = "well"      // candidate
-	typeReturned  = "returned"  // candidate: takes the states back, it is not well
+	typeUnwell    = "unwell"    // candidate: is about to give everything back
+	typeParked    = "parked"    // old: forwards nothing to it any more
+	typeReturned  = "returned"  // candidate: gives the states back
 	typeTaken     = "taken"     // old: serves again; connections follow, then end
 	typeFinal     = "final"     // old: probation is over
 	typeReady     = "ready"     // old: goes

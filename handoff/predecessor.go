@@ -102,7 +102,7 @@ func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved 
 // Probation waits until the old generation has seen enough; cut tells that it
 // had to stop early. Whenever it asks, healthy answers. When that is an error,
 // Probation returns it as it is, and the candidate goes on with
-// [Predecessor.Return].
+// [Predecessor.Unwell].
 func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (cut bool, err error) {
 	for {
 		m, files, err := p.link.receive(ctx)
@@ -124,8 +124,19 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 	}
 }
 
+// Unwell says that the candidate is about to give everything back, and waits
+// until the old generation forwards nothing to it any more.
+func (p *Predecessor) Unwell(ctx context.Context) error {
+	if err := p.link.send(ctx, message{Type: typeUnwell}); err != nil {
+		return lost(err)
+	}
+	_, err := p.await(ctx, typeParked)
+	return err
+}
+
 // Return gives the states back because of why, waits until the old generation
-// serves, and passes it the connections. Those it did not take are left.
+// serves, and passes it the connections. Those it did not take are left. After
+// an error other than [ErrPredecessorGone] the old generation may serve.
 func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []Conn) (left []Conn, err error) {
 	m := message{Type: typeReturned, States: states.infos, Stage: why.Stage, Module: why.Module, Error: why.Err.Error()}
 	if err := p.link.sendFile(ctx, m, states.file); err != nil {

@@ -401,6 +401,19 @@ func (s *Server) Stay(conns []Detached) {
 // [Server.Release] or [Server.Forward].
 func (s *Server) Park() { s.fixed.park() }
 
+// Unforward parks as [Server.Park] does, and waits until what was forwarded is
+// answered, but for what never ends, or until ctx ends.
+func (s *Server) Unforward(ctx context.Context) {
+	s.fixed.park()
+	for idle, endless := s.fixed.held(); !idle && !endless; idle, endless = s.fixed.held() {
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // Forward passes all further requests on connections that cannot move to h.
 func (s *Server) Forward(h http.Handler) { s.fixed.unpark(h) }
 
