@@ -343,16 +343,14 @@ func (g *generation) serve(orders <-chan control.Message) int {
 			}
 		case m := <-orders:
 			switch m.Type {
-			case control.TypeUpgrade:
-				if upgrade == nil { // the supervisor sends one at a time
-					next = m.Upgrade
-				}
+			case control.TypeUpgrade: // one at a time: that before has told its outcome
+				next = m.Upgrade
 			case control.TypeCancel:
-				if upgrade != nil {
-					upgrade.cancel(errors.New(m.Error))
-				} else if next != nil {
+				if next != nil {
 					g.refuse(next, m.Error)
 					next = nil
+				} else if upgrade != nil {
+					upgrade.cancel(errors.New(m.Error))
 				}
 			case control.TypeSettle:
 				if upgrade != nil {

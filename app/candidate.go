@@ -78,6 +78,7 @@ func (t *takeover) run(ctx context.Context) error {
 	t.notes, err = set.accepts(t.kept())
 	if err == nil {
 		err = g.bind()
+		t.p.Progress(ctx, handoff.StagePrepare, "") // names the sockets, should this process die
 	}
 	if err == nil {
 		err = set.prepare(ctx)
@@ -185,10 +186,8 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		})
 		if err != nil {
 			g.log.Warn("not every connection could be taken over", "err", err)
-			t.orphan = errors.Is(err, handoff.ErrPredecessorGone)
-			if !t.orphan {
-				t.p.Close() // it takes everything back, and need not wait for us
-			}
+			t.outlive(err) // it takes everything back
+			t.orphan = true
 		}
 	}
 	g.server.Open()

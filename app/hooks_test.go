@@ -13,6 +13,7 @@ import (
 
 	"orchestrator/app/apptest"
 	"orchestrator/app/eventbus"
+	"orchestrator/config"
 	"orchestrator/handoff"
 	"orchestrator/modules"
 )
@@ -76,6 +77,42 @@ func TestAStuckShutdownLosesOneState(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// TestAShutdownThatHeedsItsDeadline has ended, and its state is there.
+func TestAShutdownThatHeedsItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		heed := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
+		s := setOf(map[string]*apptest.Hostile{"slow": {OnShutdown: heed}}, "slow")
+		if err := s.initialize(context.Background(), never); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.shutdown(context.Background()); err == nil || !strings.Contains(err.Error(), "app.hook_timeout") {
+			t.Errorf("shutdown = %v, want its deadline", err)
+		}
+		states, err := s.export(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer states.Close()
+		if got := states.Modules(); !slices.Equal(got, []string{"slow"}) {
+			t.Errorf("exported %v, want slow", got)
+		}
+	})
+}
+
+// TestAPanicOfState in a module that serves is the reload's failure.
+func TestAPanicOfState(t *testing.T) {
+	s := setOf(map[string]*apptest.Hostile{"m": {}}, "m")
+	s.list[0].module = panics{&apptest.Hostile{}}
+	var where *handoff.UpgradeError
+	if _, err := s.describe(&config.Config{}); !errors.As(err, &where) || where.Module != "m" || !strings.Contains(err.Error(), "State panicked") {
+		t.Errorf("describe = %v, want a panic of m", err)
+	}
+}
+
+type panics struct{ *apptest.Hostile }
+
+func (panics) State() modules.State { panic("hostile") }
 
 func TestPanicsNameTheirModule(t *testing.T) {
 	for stage, h := range map[string]*apptest.Hostile{

@@ -250,7 +250,8 @@ func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Contex
 	if debugged() {
 		limit = 24 * time.Hour
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: %s after %v (app.hook_timeout)", errLate, hook, limit))
+	over := fmt.Errorf("%s after %v (app.hook_timeout)", hook, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, over)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
@@ -273,7 +274,7 @@ func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Contex
 			}
 			return nil
 		case <-time.After(50 * time.Millisecond):
-			return context.Cause(ctx)
+			return fmt.Errorf("%w: %w", errLate, context.Cause(ctx))
 		}
 	}
 }

@@ -166,12 +166,15 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 }
 
 // describe is what a candidate needs to know of this generation's modules.
-func (s *moduleSet) describe(cfg *config.Config) []handoff.ModuleInfo {
+func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
 	infos := make([]handoff.ModuleInfo, 0, len(s.list))
 	for _, in := range s.list {
 		info := handoff.ModuleInfo{Name: in.name, Digest: cfg.Digest(in.name), Since: in.since, Down: in.down != nil}
 		if m, ok := in.module.(modules.Stateful); ok {
-			state := m.State()
+			var state modules.State
+			if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
+				return nil, fault(handoff.StagePrepare, in.name, err)
+			}
 			info.Stateful, info.StateVersion = true, state.Version
 			info.StateFields, _ = modules.LayoutOf(state.Value) // checked when it was made
 			if version, kept := in.kept.Version(in.name); kept && in.down != nil && version != state.Version {
@@ -180,5 +183,5 @@ func (s *moduleSet) describe(cfg *config.Config) []handoff.ModuleInfo {
 		}
 		infos = append(infos, info)
 	}
-	return infos
+	return infos, nil
 }

@@ -90,8 +90,12 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	g.mu.Lock()
-	infos := g.set.describe(g.cfg)
+	infos, err := g.set.describe(g.cfg)
 	g.mu.Unlock()
+	if err != nil {
+		a.kill()
+		return err
+	}
 	err = a.candidate.Welcome(wait, handoff.Welcome{
 		Generation: g.number,
 		Modules:    infos,
@@ -104,7 +108,7 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 		PatienceMS: (a.holding() + 6*patience).Milliseconds(),
 	})
 	if err != nil {
-		a.kill()
+		a.await()
 		return err
 	}
 	a.lap("prepare", began)
@@ -160,7 +164,7 @@ func (a *attempt) hold(ctx context.Context) error {
 				err = context.Cause(ctx)
 			}
 		}
-		a.kill()
+		a.dismiss()
 		return fault(handoff.StageHold, "", err)
 	}
 	a.lap("hold", a.held)
@@ -193,8 +197,8 @@ func (a *attempt) handOver(ctx context.Context) error {
 		err = exportErr
 	}
 	if err != nil {
-		a.kill()
 		a.rollBack(nil)
+		a.dismiss()
 		return err
 	}
 
@@ -249,6 +253,10 @@ func (a *attempt) commit() error {
 		return nil
 	}
 	a.kill()
+	if a.candidate.Final() { // after all
+		a.drain()
+		return nil
+	}
 	a.rollBack(nil)
 	a.rewound = a.states.Modules()
 	return &rewound{err}
@@ -392,6 +400,14 @@ func (a *attempt) await() {
 func (a *attempt) rollBack(returned *handoff.States) {
 	a.restart(returned)
 	a.g.server.Open()
+}
+
+// dismiss ends a candidate that has prepared, and has done nothing else: its
+// modules get the time to shut down.
+func (a *attempt) dismiss() {
+	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
+	defer cancel()
+	a.candidate.Dismiss(ctx)
 }
 
 // restart is all of rollBack but that connections of modules may be read.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -23,6 +24,12 @@ func dial(file string) (*control.Conn, error) {
 	var version *control.VersionError
 	if errors.As(err, &version) {
 		return nil, &exitError{exitFailed, err}
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, &exitError{exitFailed, fmt.Errorf("this user may not control the program: %w", err)}
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, &exitError{exitFailed, fmt.Errorf("the program does not answer; is it stopped? %w", err)}
 	}
 	if err != nil {
 		if abs, absErr := filepath.Abs(path); absErr == nil {

@@ -9,8 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -100,6 +103,7 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 		Short: "Run the program in the foreground; SIGHUP reloads, SIGTERM and Ctrl-C stop",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			withoutSIGPIPE()
 			// In development only the build to come knows all its modules.
 			hot := config.HotReload(*file)
 			cfg, err := config.Load(*file, list.Names())
@@ -110,7 +114,7 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 			if cfg != nil {
 				runDir = cfg.App.RunDir
 			}
-			binary, err := os.Executable()
+			binary, err := program()
 			if err != nil {
 				return &exitError{exitFailed, fmt.Errorf("find this program: %w", err)}
 			}
@@ -144,6 +148,7 @@ func workerCommand(list modules.List, file *string) *cobra.Command {
 	c := &cobra.Command{Use: "worker", Hidden: true, Args: cobra.NoArgs}
 	runDir := c.Flags().String("run-dir", "", "")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		withoutSIGPIPE()
 		code := app.Run(app.Options{ConfigFile: *file, RunDir: *runDir, Modules: list, Log: logger(c.ErrOrStderr()), Out: c.ErrOrStderr()})
 		if code != exitOK {
 			return &exitError{code, nil}
@@ -195,6 +200,34 @@ func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
+
+// program is the path that this program was started by. [os.Executable] would
+// be what a symbolic link in it led to at that time, and a reload is to follow
+// one that was changed since then.
+func program() (string, error) {
+	running, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	started, err := exec.LookPath(os.Args[0])
+	if err == nil {
+		started, err = filepath.Abs(started)
+	}
+	if err != nil || !sameFile(started, running) {
+		return running, nil // whoever started it has named it otherwise
+	}
+	return started, nil
+}
+
+func sameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+// withoutSIGPIPE has writes to a terminal or a pipe whose other end is gone
+// fail. Otherwise they would end the process without a Shutdown.
+func withoutSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // mainPackage is the import path this program was built from.
 func mainPackage() string {

@@ -67,13 +67,18 @@ func started(t *testing.T) (*project, pair, *control.Status) {
 	return p, b, s
 }
 
-func TestADeletedBinary(t *testing.T) {
-	t.Parallel()
-	p, b, before := started(t)
+// copied waits until the program has a copy of its binary.
+func (p *project) copied() {
 	p.wait("a copy of the binary", func() bool {
 		kept, _ := filepath.Glob(p.path(".orchestrator/builds/*/orchestrator"))
 		return slices.ContainsFunc(kept, func(path string) bool { return !strings.Contains(path, "/keep-") })
 	})
+}
+
+func TestADeletedBinary(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.copied()
 	p.check(os.Remove(p.path("bin/orchestrator")))
 	o, err := p.upgrade(control.ReloadRequest{})
 	p.rejected(o, err, "bin/orchestrator: no such file", before)

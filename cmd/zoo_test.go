@@ -39,7 +39,24 @@ func (z *Zoo) Initialize(_ context.Context, _ *eventbus.Bus, cfg modules.Config)
 	z.cfg = cfg
 	return nil
 }
-func (z *Zoo) Shutdown(context.Context) error { return nil }
+
+// Prepare makes a file that Shutdown removes.
+func (z *Zoo) Prepare(context.Context, modules.Config) error {
+	if _, err := os.Stat("unprepared"); err == nil {
+		return fmt.Errorf("unprepared")
+	}
+	return os.WriteFile(prepared(), nil, 0o644)
+}
+
+func prepared() string { return fmt.Sprint("prepared.", os.Getpid()) }
+
+func (z *Zoo) Shutdown(context.Context) error {
+	os.Remove(prepared())
+	if _, err := os.Stat("unwilling"); err == nil {
+		return fmt.Errorf("unwilling")
+	}
+	return nil
+}
 
 func (z *Zoo) Healthy(context.Context) error {
 	if _, err := os.Stat("sick"); err == nil {
@@ -55,6 +72,9 @@ func (z *Zoo) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, r.Method, string(body), err)
 	case "/slow":
 		ms, _ := strconv.Atoi(r.FormValue("ms"))
+		if r.FormValue("mark") != "" {
+			os.WriteFile("slow", nil, 0o644)
+		}
 		select {
 		case <-time.After(time.Duration(ms) * time.Millisecond):
 			fmt.Fprintln(w, "slept")

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"orchestrator/handoff/failpoint"
@@ -269,12 +270,25 @@ func (c *Candidate) Await(ctx context.Context) {
 	c.Kill()
 }
 
+// Dismiss ends the conversation with a candidate that has prepared, waits for
+// it to give up until ctx ends, and then kills it.
+func (c *Candidate) Dismiss(ctx context.Context) {
+	c.link.conn.Close()
+	select {
+	case <-c.exited:
+	case <-ctx.Done():
+	}
+	c.Kill()
+}
+
 func (c *Candidate) close() {
 	if c.link.conn != nil {
 		c.link.conn.Close()
 	}
-	for _, path := range c.made {
-		os.Remove(path)
+	if !c.Final() {
+		for _, path := range c.made {
+			os.Remove(path)
+		}
 	}
 	// tableflip leaves two descriptors of a failed attempt to the collector.
 	runtime.GC()
@@ -289,6 +303,11 @@ func (c *Candidate) await(ctx context.Context, want, stage string) error {
 		if err != nil {
 			return c.failure(stage, err)
 		}
+		for _, path := range m.UnixPaths {
+			if !slices.Contains(c.made, path) {
+				c.made = append(c.made, path)
+			}
+		}
 		switch m.Type {
 		case typeProgress:
 			c.at = m
@@ -296,7 +315,6 @@ func (c *Candidate) await(ctx context.Context, want, stage string) error {
 			c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
 			return c.reported
 		case want:
-			c.made = append(c.made, m.UnixPaths...)
 			if m.FreeFiles != nil {
 				c.room = max(0, *m.FreeFiles-reservedFiles)
 			}

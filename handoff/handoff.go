@@ -119,8 +119,11 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 	})
 }
 
-// abandoned tells whether nobody listens on the Unix socket at path.
+// abandoned tells whether path is a Unix socket on which nobody listens.
 func abandoned(path string) bool {
+	if info, err := os.Lstat(path); err != nil || info.Mode()&os.ModeSocket == 0 {
+		return false
+	}
 	c, err := net.Dial("unix", path)
 	if err == nil {
 		c.Close()

@@ -66,7 +66,7 @@ type message struct {
 	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
 	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
-	UnixPaths   []string    `json:"unix_paths,omitempty"` // prepared: sockets that the candidate has made
+	UnixPaths   []string    `json:"unix_paths,omitempty"` // progress, failed and prepared: sockets that the candidate has made
 	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors it may still open
 	Cut         bool        `json:"cut,omitempty"`        // final: the probation was cut short
 

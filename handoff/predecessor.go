@@ -48,7 +48,7 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 // Progress tells where the candidate is, so that the old generation can say
 // so should it die there. Errors show up at the next step.
 func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
-	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module})
+	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module, UnixPaths: p.upgrader.unixPaths})
 }
 
 // Prepared says that nothing fallible is left but what needs the states, and
@@ -165,7 +165,7 @@ func (p *Predecessor) Gone(ctx context.Context) error { return p.upgrader.waitFo
 
 // Fail tells the old generation why the candidate gives up.
 func (p *Predecessor) Fail(ctx context.Context, e *UpgradeError) {
-	p.link.send(ctx, message{Type: typeFailed, Stage: e.Stage, Module: e.Module, Error: e.Err.Error()})
+	p.link.send(ctx, message{Type: typeFailed, Stage: e.Stage, Module: e.Module, Error: e.Err.Error(), UnixPaths: p.upgrader.unixPaths})
 }
 
 // Close ends the conversation.

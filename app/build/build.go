@@ -14,6 +14,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,7 +51,7 @@ func (e *CompileError) Error() string { return e.Output }
 
 // Builder makes binaries of one main package.
 type Builder interface {
-	// Inputs tells what a build reads.
+	// Inputs tells what a build reads, with an error whatever it may read.
 	Inputs(ctx context.Context) (*Inputs, error)
 	// Build writes the binary to out. overlay names files to be read instead
 	// of others, by absolute path. A mistake in the sources is a
@@ -191,20 +192,20 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 	args := append([]string{"go", "list", "-e", "-deps", "-json=" + fields}, b.Flags...)
 	out, err := b.Run(ctx, Command{Args: append(args, b.Package)})
 	if err != nil {
-		return nil, fmt.Errorf("build: list the sources: %w", err)
+		return b.everything(), fmt.Errorf("build: list the sources: %w", err)
 	}
 	in := &Inputs{Root: b.root, Packages: map[string]Package{}}
 	mods := map[string]bool{}
-	for _, name := range []string{"go.mod", "go.sum", "go.work"} { // the last one may come
-		mods[filepath.Join(b.root, name)] = true
+	for _, file := range b.modFiles() {
+		mods[file] = true
 	}
-	module := ""
+	module, last := "", ""
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p listed
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
-			return nil, fmt.Errorf("build: read go list: %w", err)
+			return b.everything(), fmt.Errorf("build: read go list: %w", err)
 		}
 		if p.Module != nil && p.Module.Main {
 			module = p.Module.Path
@@ -218,6 +219,7 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 			}
 			continue
 		}
+		last = p.Dir
 		if p.Module != nil && p.Module.GoMod != "" {
 			mods[p.Module.GoMod] = true
 		}
@@ -229,6 +231,9 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 			Imports:    p.Imports,
 		}
 	}
+	if last != "" { // the main package
+		mods[filepath.Join(last, "default.pgo")] = true
+	}
 	if work, err := b.Run(ctx, Command{Args: []string{"go", "env", "GOWORK"}}); err == nil {
 		if file := strings.TrimSpace(string(work)); file != "" && file != "off" {
 			mods[file], mods[file+".sum"] = true, true
@@ -239,6 +244,27 @@ func (b *Go) Inputs(ctx context.Context) (*Inputs, error) {
 	}
 	slices.Sort(in.Files)
 	return in, nil
+}
+
+// modFiles says what the module is made of. Some may yet come.
+func (b *Go) modFiles() []string {
+	return []string{filepath.Join(b.root, "go.mod"), filepath.Join(b.root, "go.sum"), filepath.Join(b.root, "go.work")}
+}
+
+// everything is each folder of the module that may have a package in it.
+func (b *Go) everything() *Inputs {
+	in := &Inputs{Root: b.root, Packages: map[string]Package{}, Files: b.modFiles()}
+	filepath.WalkDir(b.root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return nil
+		}
+		if name := e.Name(); path != b.root && (name[0] == '.' || name[0] == '_' || name == "testdata" || name == "node_modules") {
+			return filepath.SkipDir
+		}
+		in.Packages[path] = Package{Dir: path}
+		return nil
+	})
+	return in
 }
 
 // Stale tells whether a change of these files may change what a build reads,

@@ -33,7 +33,7 @@ func copyBuild(from, builds string, generation int) (string, error) {
 // already. It returns the binary.
 func nameBuild(fresh, dir string) (string, error) {
 	out := filepath.Join(dir, "orchestrator")
-	if _, err := os.Stat(out); err == nil {
+	if id, err := build.Sum(out); err == nil && id == filepath.Base(dir) {
 		return out, os.RemoveAll(fresh)
 	}
 	os.RemoveAll(dir)
@@ -46,8 +46,11 @@ func (s *supervisor) prune() {
 	if s.proving != nil {
 		keep[folder(s.previous.binary)] = true
 	}
-	if s.serving != nil && s.serving.serving != nil && s.serving.serving.RestartOlderBuild {
+	if s.crash.mayOlder {
 		keep[folder(s.older)] = true
+		if s.proving != nil {
+			keep[folder(s.oldest)] = true
+		}
 	}
 	for n, binary := range s.binaries {
 		if s.workers[n] != nil || n == s.lastServed {

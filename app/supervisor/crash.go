@@ -33,7 +33,8 @@ type crashes struct {
 	inARow int
 	timer  *time.Timer    // of the next start
 	last   *control.Crash // until a generation serves again Serving is 0
-	older  bool           // the next start is of an older build
+
+	mayOlder bool // an older build may be started
 
 	instead string // a build that was made since, to be started in place of the one that crashed
 }
@@ -43,11 +44,14 @@ func (s *supervisor) crashed() bool {
 	return s.everyone && s.serving == nil && !s.stopping
 }
 
-// startInstead has what j built started in place of the build that crashed:
-// in development the next save may be what repairs it.
+// startInstead has the binary of j started in place of the build that crashed:
+// the next save, or the next deployment, may be what repairs it.
 func (s *supervisor) startInstead(j *job) {
-	s.say("nothing serves since the crash: starting what was saved since then")
-	s.current = source{binary: j.binary, snap: j.snap, built: true}
+	s.say("nothing serves since the crash: starting %s instead", j.binary)
+	s.current.binary = j.binary
+	if s.current.built = j.snap != nil; s.current.built {
+		s.current.snap = j.snap
+	}
 	s.crash.instead, s.crash.inARow = j.binary, 0
 	if s.first.pid != 0 { // the crashed build, about to try again
 		kill(s.first.pid)
@@ -63,14 +67,8 @@ func (s *supervisor) startInstead(j *job) {
 func (s *supervisor) lost(w *worker) {
 	c := &control.Crash{Time: time.Now(), Generation: w.generation, Lost: []string{}}
 	c.Error = "it died"
-	for end := time.Now().Add(statusTime); ; time.Sleep(time.Millisecond) {
-		if status, ok := s.reaper.status(w.pid); ok {
-			c.Error = describe(status)
-			break
-		}
-		if time.Now().After(end) {
-			break
-		}
+	if status, ok := s.exitStatus(w.pid); ok {
+		c.Error = describe(status)
 	}
 	if w.serving != nil {
 		for _, m := range w.serving.Modules {
@@ -78,7 +76,6 @@ func (s *supervisor) lost(w *worker) {
 				c.Lost = append(c.Lost, m.Name)
 			}
 		}
-		s.crash.older = w.serving.RestartOlderBuild
 	}
 	s.crash.last = c
 	if j := s.job; j != nil && j.phase == upgrading {
@@ -104,12 +101,25 @@ func (s *supervisor) lost(w *worker) {
 	}
 }
 
+// exitStatus tells how a worker whose link has ended did.
+func (s *supervisor) exitStatus(pid int) (status syscall.WaitStatus, ok bool) {
+	for end := time.Now().Add(statusTime); ; time.Sleep(time.Millisecond) {
+		if status, ok = s.reaper.status(pid); ok || time.Now().After(end) {
+			return status, ok
+		}
+	}
+}
+
 // checkAlive restarts the program when no generation is left: at once the
 // first time, later with a growing pause.
 func (s *supervisor) checkAlive() {
 	if s.stopping || !s.everyone || len(s.workers) > 0 || s.first.pid != 0 {
 		return
 	}
+	// A candidate that never spoke would keep the sockets; and the numbers of
+	// these groups may soon be somebody else's.
+	s.killAll()
+	s.groups = nil
 	wait := time.Duration(0)
 	if s.crash.inARow > 0 {
 		wait = min(100*time.Millisecond<<min(s.crash.inARow-1, 10), 5*time.Second)
@@ -118,7 +128,7 @@ func (s *supervisor) checkAlive() {
 	binary := s.restartable(s.lastServed)
 	if s.crash.instead != "" {
 		binary = s.crash.instead
-	} else if s.crash.older && s.crash.inARow > tooManyCrashes && s.older != "" {
+	} else if s.crash.mayOlder && s.crash.inARow > tooManyCrashes && exists(s.older) {
 		binary = s.older
 		s.say("the build has crashed %d times in a row; trying the one before it (restart_older_build)", s.crash.inARow-1)
 	}
@@ -132,6 +142,7 @@ func (s *supervisor) checkAlive() {
 			if s.stopping || len(s.workers) > 0 || s.first.pid != 0 {
 				return
 			}
+			s.restoreRunDir()
 			if err := s.startFirst(binary); err != nil {
 				s.say("%v", err)
 				s.checkAlive()
@@ -170,10 +181,8 @@ func (s *supervisor) stable(w *worker) {
 // restartable is the binary of a generation, as it was when it began to
 // serve: the file it was started from may have been replaced or deleted.
 func (s *supervisor) restartable(generation int) string {
-	if kept := s.kept[generation]; kept != "" {
-		if _, err := os.Stat(kept); err == nil {
-			return kept
-		}
+	if kept := s.kept[generation]; exists(kept) {
+		return kept
 	}
 	return s.binaries[generation]
 }
@@ -184,11 +193,11 @@ func (s *supervisor) keep(w *worker) {
 	binary := s.binaries[w.generation]
 	// A restart after a crash makes nothing older.
 	if s.lastServed != 0 && w.serving.Outcome != nil && s.lastServed != w.generation && s.restartable(s.lastServed) != binary {
-		s.older = s.restartable(s.lastServed)
+		s.older, s.oldest = s.restartable(s.lastServed), s.older
 	}
 	s.lastServed = w.generation
 	builds := filepath.Join(absolute(s.opts.RunDir), "builds")
-	if _, err := os.Stat(binary); err == nil && filepath.Dir(filepath.Dir(binary)) == builds {
+	if exists(binary) && filepath.Dir(filepath.Dir(binary)) == builds {
 		s.kept[w.generation] = binary
 		return
 	}
@@ -202,6 +211,11 @@ func (s *supervisor) keep(w *worker) {
 			s.kept[w.generation] = kept
 		})
 	}()
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }

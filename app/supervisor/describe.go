@@ -31,6 +31,9 @@ func Describe(o control.Outcome) string {
 		times += " (" + strings.Join(stages, ", ") + ")"
 	}
 	still := fmt.Sprintf("generation %d still serves", o.Serving)
+	if o.Serving == 0 {
+		still = "nothing serves"
+	}
 	where := o.Stage
 	if o.FailedModule != "" {
 		where += " of module " + o.FailedModule

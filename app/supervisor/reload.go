@@ -55,6 +55,7 @@ type job struct {
 	binary     string
 	generation int // that it tries to make
 	began      time.Time
+	saved      bool // begun because of a save, not for a request
 	restarts   int
 	again      bool // the sources changed during the build
 	cancel     context.CancelCauseFunc
@@ -179,6 +180,7 @@ func (s *supervisor) start(j *job) {
 		j.began = time.Now()
 	}
 	s.job = j
+	j.saved = len(j.requests) == 0
 	var r control.ReloadRequest
 	if len(j.requests) > 0 {
 		r = j.requests[len(j.requests)-1].reload
@@ -232,14 +234,17 @@ func (s *supervisor) list() {
 			if s.job != j {
 				return
 			}
-			if err != nil {
-				s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
+			if s.expired() {
 				return
 			}
-			s.inputs = inputs
-			s.set = sourceSet(inputs, s.opts.ConfigFile)
-			if s.watcher != nil {
-				s.watcher.Watch(s.set)
+			if err == nil || s.inputs == nil {
+				s.set = sourceSet(inputs, s.opts.ConfigFile)
+				if s.watcher != nil {
+					s.watcher.Watch(s.set)
+				}
+			}
+			if err == nil {
+				s.inputs = inputs
 			}
 			s.listed = watch.Take(s.set)
 			if !watch.Take(set).Equal(before) || s.set.ChangedSince(began) { // while it was listed
@@ -248,6 +253,14 @@ func (s *supervisor) list() {
 					return
 				}
 				s.listed = nil // go on, but trust the list once only
+			}
+			if err != nil {
+				if j.snap = s.listed; j.snap == nil {
+					j.snap = before
+				}
+				s.listed = nil // these inputs are of something else
+				s.failed(control.Outcome{Outcome: control.Failed, Stage: "build", Error: err.Error()})
+				return
 			}
 			s.build()
 		})
@@ -395,8 +408,7 @@ func (s *supervisor) built(binary string, err error) {
 	if s.stopping {
 		return
 	}
-	if j.expired != nil {
-		s.failed(control.Outcome{Outcome: control.Rejected, Stage: "build", Error: j.expired.Error()})
+	if s.expired() {
 		return
 	}
 	if !j.frozen && (j.again || !watch.Take(s.set).Equal(j.snap)) {
@@ -421,6 +433,15 @@ func (s *supervisor) built(binary string, err error) {
 		return
 	}
 	s.upgrade()
+}
+
+// expired ends the job if nobody waits for it any more.
+func (s *supervisor) expired() bool {
+	if s.job.expired == nil {
+		return false
+	}
+	s.failed(control.Outcome{Outcome: control.Rejected, Stage: "build", Error: s.job.expired.Error()})
+	return true
 }
 
 // builtFirst starts the first generation.

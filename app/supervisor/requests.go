@@ -39,7 +39,7 @@ func (s *supervisor) request(r *request) {
 	r.timer = time.AfterFunc(r.limit(), func() { s.do(func() { s.expire(r) }) })
 	fromSources := r.reload.Binary == "" && (s.watcher != nil || r.reload.Build)
 	switch {
-	case s.job == nil && s.serving != nil:
+	case s.job == nil && (s.serving != nil || s.crashed() && s.crash.inARow > 1):
 		s.start(&job{requests: []*request{r}})
 	case s.job == nil || s.job.initial: // until a generation serves
 		s.wait(r)
@@ -80,13 +80,16 @@ func (s *supervisor) startWaiting() {
 	}
 }
 
-// expire gives up what r waits for, unless it is committed.
+// expire gives up what r waits for, unless it is committed, or others want it.
 func (s *supervisor) expire(r *request) {
 	cause := errors.New("the timeout of the reload is over")
 	switch {
 	case s.waiting == r:
 		s.waiting = nil
 		r.answer(s.outcome(control.Rejected, cause.Error()))
+	case s.job != nil && slices.Contains(s.job.requests, r) && (s.job.saved || len(s.job.requests) > 1):
+		s.job.requests = slices.DeleteFunc(s.job.requests, func(other *request) bool { return other == r })
+		r.answer(s.outcome(control.Rejected, cause.Error()+"; it goes on, as it was asked for by others or by a save"))
 	case s.job != nil && slices.Contains(s.job.requests, r):
 		s.job.expired = cause
 		if s.job.cancel != nil {

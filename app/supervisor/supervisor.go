@@ -50,7 +50,8 @@ type supervisor struct {
 	groups   []int          // process groups of workers, to kill
 	binaries map[int]string // generation -> binary it was started from
 	kept     map[int]string // generation -> a copy of it
-	older    string         // a copy of the build before
+	older    string         // a copy of the build before the one that serves
+	oldest   string         // and of the one before that, for a rollback
 	number   int            // of the last generation
 	everyone bool           // some generation has served
 	crash    crashes
@@ -195,6 +196,11 @@ func (s *supervisor) end() {
 	}
 	for end := time.Now().Add(2 * time.Second); !s.reaper.childless() && time.Now().Before(end); {
 		time.Sleep(2 * time.Millisecond)
+	}
+	if s.serving != nil && s.code == 0 {
+		if status, ok := s.reaper.status(s.serving.pid); ok && status != 0 {
+			s.code = max(1, status.ExitStatus())
+		}
 	}
 	s.killAll()
 	for end := time.Now().Add(time.Second); !s.reaper.childless() && time.Now().Before(end); {
@@ -351,8 +357,8 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 		if fresh {
 			s.takesOver(w)
 		}
-	case m.Type == control.TypeOutcome && m.Outcome != nil:
-		s.serving = w // it carries on
+	case m.Type == control.TypeOutcome && m.Outcome != nil && w.serving != nil:
+		s.carriesOn(w)
 		s.answered(w)
 		s.upgraded(*m.Outcome)
 	case m.Type == control.TypeStage && m.Stage != nil:
@@ -385,6 +391,7 @@ func (s *supervisor) takesOver(w *worker) {
 	s.serving, s.everyone = w, true
 	s.keep(w)
 	s.stable(w)
+	s.crash.mayOlder = w.serving.RestartOlderBuild
 	s.setHotReload(w.serving.HotReload)
 	if o := w.serving.Outcome; o != nil {
 		s.upgraded(*o)
@@ -397,6 +404,16 @@ func (s *supervisor) takesOver(w *worker) {
 	}
 	s.say("generation %d serves on %s (process %d)", w.generation, address, w.pid)
 	s.startWaiting()
+}
+
+// carriesOn is called when a generation goes on to serve, or serves again.
+func (s *supervisor) carriesOn(w *worker) {
+	if s.lastServed != w.generation { // another had taken over
+		s.older = s.oldest
+	}
+	s.serving, s.lastServed = w, w.generation
+	s.crash.mayOlder = w.serving.RestartOlderBuild
+	s.setHotReload(w.serving.HotReload)
 }
 
 // gone is called when a worker's link has ended, which is when it has died.
@@ -415,8 +432,12 @@ func (s *supervisor) gone(w *worker) {
 		}
 		s.answers = nil
 	}
-	// While another worker lives it is about to say that it serves.
-	if len(s.workers) == 0 && s.everyone && !s.stopping {
+	switch {
+	case s.serving != w && len(s.workers) > 0:
+	case s.stopping:
+	case len(s.workers) > 0: // one of them is about to say that it serves
+		s.hurry(w)
+	case s.everyone:
 		if s.serving != nil {
 			s.lost(s.serving)
 		}
@@ -425,6 +446,26 @@ func (s *supervisor) gone(w *worker) {
 	if s.first.pid != w.pid {
 		s.checkAlive()
 	}
+}
+
+// hurry has those that are left go on without w, which served: one that still
+// drains ends, and one that was about to take over gets the time that a stop
+// has. Those that are in a step of an upgrade have their own limits.
+func (s *supervisor) hurry(w *worker) {
+	for _, other := range s.workers {
+		s.send(other, control.Message{Type: control.TypeSettle})
+	}
+	limit := time.Duration(w.serving.StopMS)*time.Millisecond + answerTime
+	time.AfterFunc(limit, func() {
+		s.do(func() {
+			for _, other := range s.workers {
+				if s.serving == w && other.watchdog == nil {
+					s.say("generation %d (process %d) has not taken over %v after generation %d died: killing it", other.generation, other.pid, limit, w.generation)
+					kill(other.pid)
+				}
+			}
+		})
+	})
 }
 
 // publish numbers an event and keeps it for those who ask.
@@ -457,6 +498,9 @@ func (s *supervisor) setHotReload(on bool) {
 		s.opts.Log.Info(logIgnoring)
 	case on && s.watcher == nil:
 		s.saidIgnoring = false
+		if s.inputs == nil { // the first look finds out what the sources are
+			s.set = watch.Set{Files: []string{absolute(s.opts.ConfigFile)}}
+		}
 		s.watcher = watch.New(s.opts.Log)
 		s.watcher.Watch(s.set)
 	}

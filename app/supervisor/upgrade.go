@@ -13,7 +13,8 @@ import (
 // to say how it went, beyond the limits it has named itself.
 const answerTime = 2 * time.Second
 
-// proving is a generation that serves while the one before it stands by.
+// proving is a generation that serves, and is not final yet: the one before it
+// stands by.
 type proving struct {
 	generation int
 	outcome    control.Outcome
@@ -29,7 +30,7 @@ func (s *supervisor) upgrade() {
 	w := s.serving
 	if w == nil { // until a generation serves
 		s.job = nil
-		if s.crashed() && j.snap != nil {
+		if s.crashed() && !j.repair {
 			s.startInstead(j)
 		}
 		for _, r := range j.requests {
@@ -50,9 +51,12 @@ func (s *supervisor) upgrade() {
 		Repair:     j.repair,
 	}
 	if len(j.requests) > 0 {
-		r := j.requests[len(j.requests)-1]
-		order.Force, order.DropState = r.reload.Force, r.reload.DropState
-		order.TimeoutMS = r.limit().Milliseconds()
+		order.TimeoutMS = 0
+	}
+	for _, r := range j.requests { // they get one upgrade
+		order.Force = order.Force || r.reload.Force
+		order.DropState = append(order.DropState, r.reload.DropState...)
+		order.TimeoutMS = max(order.TimeoutMS, r.limit().Milliseconds())
 	}
 	for _, other := range s.workers {
 		if other != w {
@@ -171,9 +175,11 @@ func (s *supervisor) rolledBack(o control.Outcome) {
 func (s *supervisor) proved(probation string) {
 	p := s.proving
 	s.proving = nil
-	p.outcome.Probation = probation
+	if p.outcome.Probation != "" || probation == control.ProbationFailed {
+		p.outcome.Probation = probation
+	}
 	if s.last != nil && s.last.Generation == p.generation {
-		s.last.Probation = probation
+		s.last.Probation = p.outcome.Probation
 	}
 	if probation == control.ProbationFailed {
 		s.say("generation %d is not well, and there is none to go back to: it goes on", p.generation)
@@ -227,7 +233,9 @@ func (s *supervisor) finish(o control.Outcome) {
 	}
 	good := o.Outcome == control.Reloaded || o.Outcome == control.Unchanged
 	if !good && !j.repair {
-		s.refused = j.snap
+		if j.expired == nil {
+			s.refused = j.snap
+		}
 		s.tellFailure(o, j.changed, j.unknown)
 	}
 	if j.repair {
@@ -237,7 +245,7 @@ func (s *supervisor) finish(o control.Outcome) {
 	}
 	s.say("%s", Describe(o))
 	waiting := j.requests
-	if o.Probation == control.ProbationPending {
+	if o.Outcome == control.Reloaded { // also without a probation it is not final yet
 		s.proving = &proving{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown}
 		waiting = nil
 		for _, r := range j.requests {

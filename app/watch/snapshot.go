@@ -73,10 +73,11 @@ func (s Set) stamp() (sum [sha256.Size]byte) {
 }
 
 // ChangedSince tells whether a file was written at t or later, as far as its
-// time tells.
+// time tells: one in the future tells nothing.
 func (s Set) ChangedSince(t time.Time) (changed bool) {
+	now := time.Now()
 	s.each(func(path string) {
-		if info, err := os.Stat(path); err == nil && !info.ModTime().Before(t) {
+		if info, err := os.Stat(path); err == nil && !info.ModTime().Before(t) && !info.ModTime().After(now) {
 			changed = true
 		}
 	})

@@ -114,7 +114,11 @@ func TestWatcherNotices(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link") // whose folder nothing else has watched
 	os.Symlink(elsewhere+"/first", link)
 	os.Symlink(elsewhere+"/target.go", dir+"/linked.go")
-	set := watch.Set{Dirs: []string{dir, later, link}}
+	away := t.TempDir()
+	write(t, away+"/main.yaml", "1")
+	file := filepath.Join(t.TempDir(), "main.yaml")
+	os.Symlink(away+"/main.yaml", file)
+	set := watch.Set{Dirs: []string{dir, later, link}, Files: []string{file}}
 	w.Watch(set)
 	seen := watch.Take(set)
 	for i, change := range []func(){
@@ -126,6 +130,7 @@ func TestWatcherNotices(t *testing.T) {
 		func() { write(t, later+"/b.go", "3") },
 		func() { write(t, elsewhere+"/first/x.go", "3") }, // through the linked folder
 		func() { write(t, elsewhere+"/target.go", "2") },  // through the linked file
+		func() { write(t, away+"/main.yaml", "2") },       // through a file of its own
 		func() { os.Remove(link); os.Symlink(elsewhere+"/second", link) },
 		func() { write(t, elsewhere+"/second/x.go", "4") },
 		func() { os.RemoveAll(dir) },
@@ -188,5 +193,28 @@ func TestAFileSystemWithoutEvents(t *testing.T) {
 	w.Close()
 	if !strings.Contains(log.String(), "gives no events") {
 		t.Errorf("the log has %q", log.String())
+	}
+}
+
+// TestChangedSince goes by the times of files, as far as they can be right.
+func TestChangedSince(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.go", "1")
+	set, now := watch.Set{Dirs: []string{dir}}, time.Now()
+	for _, tt := range []struct {
+		name string
+		time time.Time
+		want bool
+	}{
+		{"before", now.Add(-time.Hour), false},
+		{"since", now.Add(-time.Second), true},
+		{"in the future", now.Add(time.Hour), false},
+	} {
+		if err := os.Chtimes(dir+"/a.go", tt.time, tt.time); err != nil {
+			t.Fatal(err)
+		}
+		if got := set.ChangedSince(now.Add(-time.Minute)); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
 	}
 }

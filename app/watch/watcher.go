@@ -122,6 +122,9 @@ func (w *Watcher) wanted() map[string]bool {
 	}
 	for _, file := range w.set.Files {
 		dirs[existing(filepath.Dir(file))] = true
+		if real, err := filepath.EvalSymlinks(file); err == nil && real != file {
+			dirs[filepath.Dir(real)] = true
+		}
 	}
 	for _, tree := range w.set.Trees {
 		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
