@@ -167,31 +167,37 @@ func (g *generation) forward(e eventbus.Event) {
 	g.out.push(control.Message{Type: control.TypeEvent, Event: &control.Event{Time: e.Time, Generation: g.number, Topic: e.Topic, Data: data}})
 }
 
-// load reads the configuration and makes the modules.
-func (g *generation) load() (*moduleSet, error) {
+// load reads the configuration.
+func (g *generation) load() error {
+	cfg, err := config.Load(g.opts.ConfigFile, g.opts.Modules.Names())
+	if err != nil {
+		return fault(handoff.StageConfig, "", err)
+	}
+	if cfg.Empty() && g.upgrader.HasPredecessor() {
+		return fault(handoff.StageConfig, "", cfg.ErrorAt("", "it is empty: is it being written? A reload to no module at all would lose every state; restart run for that"))
+	}
+	if cfg.App.RunDir != g.opts.RunDir {
+		return fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
+	}
+	g.cfg = cfg
+	return nil
+}
+
+// make makes the modules and the server.
+func (g *generation) make(progress func(stage, module string)) (*moduleSet, error) {
+	progress(handoff.StageConfig, "")
 	if err := g.opts.Modules.Check(); err != nil {
 		var entry *modules.EntryError
 		errors.As(err, &entry)
 		return nil, fault(handoff.StageConfig, entry.Module, entry.Err)
 	}
-	cfg, err := config.Load(g.opts.ConfigFile, g.opts.Modules.Names())
-	if err != nil {
-		return nil, fault(handoff.StageConfig, "", err)
-	}
-	if cfg.Empty() && g.upgrader.HasPredecessor() {
-		return nil, fault(handoff.StageConfig, "", cfg.ErrorAt("", "it is empty: is it being written? A reload to no module at all would lose every state; restart run for that"))
-	}
-	if cfg.App.RunDir != g.opts.RunDir {
-		return nil, fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
-	}
-	g.cfg = cfg
-	set, err := newModuleSet(cfg, g.opts.Modules, g.bus, g.log, g.routes.call)
+	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, progress)
 	if err != nil {
 		return nil, err
 	}
 	set.started = g.routes.started
 	g.routes.begin()
-	security, err := loadTLS(cfg)
+	security, err := loadTLS(g.cfg)
 	if err != nil {
 		return nil, fault(handoff.StageConfig, "", err)
 	}
@@ -207,7 +213,10 @@ func (g *generation) load() (*moduleSet, error) {
 
 // startFirst starts a generation that nothing came before.
 func (g *generation) startFirst(ctx context.Context) error {
-	set, err := g.load()
+	if err := g.load(); err != nil {
+		return err
+	}
+	set, err := g.make(silent)
 	if err != nil {
 		return err
 	}
@@ -223,7 +232,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 		err = g.upgrader.Ready()
 	}
 	if err != nil {
-		return errors.Join(err, set.shutdown(ctx))
+		return errors.Join(err, set.shutdown(ctx, never))
 	}
 	for _, in := range set.list {
 		in.since = g.number
@@ -393,7 +402,7 @@ func (g *generation) stop() int {
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background()); err != nil {
+	if err := g.set.shutdown(context.Background(), never); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 		code = exitFailed
 	}

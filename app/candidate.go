@@ -52,13 +52,12 @@ type takeover struct {
 
 func (t *takeover) run(ctx context.Context) error {
 	g := t.g
-	// The old generation learns our PID and generation before anything that
-	// may hang; which modules there are it hears if loading goes well.
-	set, loadErr := g.load()
+	// The old generation learns our PID and generation before any code of
+	// modules runs; which modules there are it hears if main.yaml is right.
+	loadErr := g.load()
 	hello := handoff.Hello{Generation: g.number}
 	if loadErr == nil {
-		t.set = set
-		hello.Modules = set.names()
+		hello.Modules = g.cfg.ModuleNames()
 	}
 	greet, cancel := context.WithTimeout(ctx, firstWord)
 	defer cancel()
@@ -73,7 +72,11 @@ func (t *takeover) run(ctx context.Context) error {
 	if welcome.Reload.Repair {
 		g.repaired.Store(true)
 	}
-	set.progress = func(stage, module string) { t.p.Progress(ctx, stage, module) }
+	set, err := g.make(func(stage, module string) { t.p.Progress(ctx, stage, module) })
+	if err != nil {
+		return t.giveUp(ctx, err)
+	}
+	t.set = set
 
 	t.notes, err = set.accepts(t.kept())
 	if err == nil {
@@ -146,8 +149,8 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 	}
 	t.p.Fail(ctx, where)
 	if t.set != nil {
-		t.set.progress = func(string, string) {}
-		t.set.shutdown(ctx)
+		t.set.progress = silent
+		t.set.shutdown(ctx, never)
 	}
 	return err
 }
@@ -156,7 +159,7 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore time.Duration) {
 	g, took := t.g, time.Now()
 	changed := t.changed()
-	t.set.progress = func(string, string) {}
+	t.set.progress = silent
 	needed := false
 	for _, in := range t.set.list {
 		if in.down != nil {
@@ -193,6 +196,9 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	g.server.Open()
 
 	stages := commit.StagesMS
+	if stages == nil {
+		stages = map[string]float64{}
+	}
 	stages["restore"] = milliseconds(restore)
 	stages["pause"] = pause
 	o := &control.Outcome{
@@ -309,10 +315,10 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background()); err != nil {
+	if err := g.set.shutdown(context.Background(), never); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 	}
-	states, err := g.set.export(context.Background())
+	states, err := g.set.export(context.Background(), never)
 	if err != nil {
 		g.log.Error("not every state could be exported", "err", err)
 	}

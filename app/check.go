@@ -23,6 +23,6 @@ func Check(file string, list modules.List) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	_, err = newModuleSet(cfg, list, eventbus.New(eventbus.Options{Log: log}), log, nil)
+	_, err = newModuleSet(cfg, list, eventbus.New(eventbus.Options{Log: log}), log, nil, silent)
 	return err
 }

@@ -62,10 +62,10 @@ func TestAStuckShutdownLosesOneState(t *testing.T) {
 		if err := s.initialize(context.Background(), never); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.shutdown(context.Background()); err == nil || !strings.Contains(err.Error(), "module stuck") {
+		if err := s.shutdown(context.Background(), never); err == nil || !strings.Contains(err.Error(), "module stuck") {
 			t.Errorf("shutdown = %v, want the module that is stuck", err)
 		}
-		states, err := s.export(context.Background())
+		states, err := s.export(context.Background(), never)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,10 +86,10 @@ func TestAShutdownThatHeedsItsDeadline(t *testing.T) {
 		if err := s.initialize(context.Background(), never); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.shutdown(context.Background()); err == nil || !strings.Contains(err.Error(), "app.hook_timeout") {
+		if err := s.shutdown(context.Background(), never); err == nil || !strings.Contains(err.Error(), "app.hook_timeout") {
 			t.Errorf("shutdown = %v, want its deadline", err)
 		}
-		states, err := s.export(context.Background())
+		states, err := s.export(context.Background(), never)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func TestPanicsNameTheirModule(t *testing.T) {
 		if !errors.As(err, &where) || where.Stage != stage || where.Module != "bad" || !strings.Contains(err.Error(), "panicked: hostile") {
 			t.Errorf("%s: %v, want a panic of bad", stage, err)
 		}
-		if err := s.shutdown(context.Background()); err != nil {
+		if err := s.shutdown(context.Background(), never); err != nil {
 			t.Errorf("%s: shutdown = %v", stage, err)
 		}
 	}
@@ -142,7 +142,7 @@ func TestAStateThatCannotBeExported(t *testing.T) {
 		"large": {Value: &struct{ Text string }{strings.Repeat("x", 2<<10)}},
 		"b":     {Value: &struct{ N int }{2}},
 	}, "a", "large", "b")
-	states, err := s.export(context.Background())
+	states, err := s.export(context.Background(), never)
 	if states == nil || !errors.Is(err, handoff.ErrTooLarge) || !strings.Contains(err.Error(), "module large") {
 		t.Fatalf("export = %v, want that the state of large is too large, and the others", err)
 	}

@@ -55,18 +55,20 @@ func fault(stage, module string, err error) *handoff.UpgradeError {
 	return &handoff.UpgradeError{Stage: stage, Module: module, Err: err}
 }
 
-// newModuleSet makes a fresh value of each configured module.
-func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root, log *slog.Logger, call modules.Caller) (*moduleSet, error) {
+// newModuleSet makes a fresh value of each configured module, and tells
+// progress of each.
+func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root, log *slog.Logger, call modules.Caller, progress func(stage, module string)) (*moduleSet, error) {
 	s := &moduleSet{
 		root:     root,
 		hook:     cfg.App.HookTimeout,
 		maxState: int64(cfg.App.MaxState),
 		limits:   map[string]int64{},
-		progress: func(string, string) {},
+		progress: progress,
 		started:  func(string, modules.Module) {},
 	}
 	for i, m := range cfg.Modules {
 		s.limits[m.Name] = int64(cmp.Or(m.MaxState, cfg.App.MaxState))
+		progress(handoff.StageConfig, m.Name)
 		value, err := compiled.New(m.Name)
 		if err != nil {
 			return nil, fault(handoff.StageConfig, m.Name, err)
@@ -104,6 +106,7 @@ func (s *moduleSet) sort(cfg *config.Config) error {
 		}
 		state[in.name] = visiting
 		if d, ok := in.module.(modules.Dependent); ok {
+			s.progress(handoff.StageConfig, in.name)
 			for _, name := range d.DependsOn() {
 				i, ok := index[name]
 				if !ok {
@@ -211,12 +214,16 @@ func (s *moduleSet) start(ctx context.Context, in *instance) error {
 	return nil
 }
 
+// silent is for those who need not know of progress.
+func silent(stage, module string) {}
+
 // shutdown stops every touched module in reverse order. All are stopped, also
-// when one fails; the first error is returned.
-func (s *moduleSet) shutdown(ctx context.Context) error {
+// when one fails; the first error is returned, but for those of modules that
+// mayFail.
+func (s *moduleSet) shutdown(ctx context.Context, mayFail func(name string) bool) error {
 	var first error
 	for _, in := range slices.Backward(s.list) {
-		if err := s.stop(ctx, in); err != nil && first == nil {
+		if err := s.stop(ctx, in); err != nil && first == nil && !mayFail(in.name) {
 			first = err
 		}
 	}
@@ -233,6 +240,9 @@ func (s *moduleSet) stop(ctx context.Context, in *instance) error {
 	if in.bus != nil {
 		in.bus.Close()
 		err = errors.Join(err, s.call(ctx, "event subscriber", in.bus.Wait))
+	}
+	if in.stuck {
+		err = fmt.Errorf("%w; a reload with --drop-state=%s goes on without its state", err, in.name)
 	}
 	if err != nil {
 		return fault(handoff.StageShutdown, in.name, err)

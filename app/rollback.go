@@ -26,7 +26,7 @@ type restarted struct {
 func (g *generation) restart(newer, older *handoff.States) restarted {
 	var r restarted
 	ctx := context.Background()
-	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call)
+	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
 	if err != nil {
 		// The factories worked when this process started. The supervisor
 		// starts another.
@@ -92,6 +92,9 @@ func (g *generation) recover(set *moduleSet, in, before *instance, source, older
 			return states, nil
 		}
 		g.log.Error("a state could not be restored", "module", in.name, "err", err)
+		if fresh, err := g.opts.Modules.New(in.name); err == nil { // or there would be half of that state in it
+			in.module = fresh
+		}
 	}
 	if before.module == nil {
 		return nil, errors.New("what was exported cannot be read back")
@@ -100,7 +103,7 @@ func (g *generation) recover(set *moduleSet, in, before *instance, source, older
 }
 
 // repairAfter is how often a module is tried again before a fresh process of
-// the same build is asked for.
+// the same build is asked for, and asked for again if there was none.
 const repairAfter = 3
 
 // revive tries to start a module again until it works or the generation's
@@ -117,7 +120,7 @@ func (g *generation) revive(b *background, in *instance) {
 			return
 		}
 		in = fresh
-		if n == repairAfter && !g.repaired.Swap(true) {
+		if n%repairAfter == 0 && !g.repaired.Swap(true) {
 			g.send(control.Message{Type: control.TypeRepair})
 		}
 	}
@@ -154,6 +157,9 @@ func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) 
 		fresh.kept = nil
 	}
 	g.set.list[slices.Index(g.set.list, in)] = fresh
+	if !slices.ContainsFunc(g.set.list, func(in *instance) bool { return in.down != nil }) {
+		g.repaired.Store(false) // what fails from here on is another matter
+	}
 	g.mu.Unlock()
 	if err != nil {
 		return fresh, err

@@ -15,15 +15,15 @@ import (
 )
 
 // export writes what survives, after Shutdown. A module whose state cannot be
-// exported is an error, but the others are exported. States that are not
-// there, for whatever reason, can still be carried.
-func (s *moduleSet) export(ctx context.Context) (*handoff.States, error) {
+// exported is an error, unless it mayFail, but the others are exported. States
+// that are not there, for whatever reason, can still be carried.
+func (s *moduleSet) export(ctx context.Context, mayFail func(name string) bool) (*handoff.States, error) {
 	states, err := handoff.NewStates(s.maxState)
 	if err != nil {
 		return nil, fault(handoff.StageExport, "", err)
 	}
 	for _, in := range s.list {
-		if e := s.exportOne(ctx, states, in); e != nil {
+		if e := s.exportOne(ctx, states, in); e != nil && !mayFail(in.name) {
 			err = errors.Join(err, fault(handoff.StageExport, in.name, e))
 		}
 	}
@@ -48,7 +48,10 @@ func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *i
 		return s.call(ctx, "the export of its state", func(context.Context) error { return state.Export(out) })
 	})
 	if errors.Is(err, handoff.ErrTooLarge) {
-		return fmt.Errorf("%w; raise its max_state, or app.max_state, and restart run", err)
+		err = fmt.Errorf("%w (max_state, or app.max_state)", err)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w; a reload with --drop-state=%s starts it afresh", err, in.name)
 	}
 	return err
 }
@@ -92,7 +95,7 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 	}
 	s.progress(handoff.StageRestore, in.name)
 	err := states.Read(in.name, func(r *handoff.StateReader) error {
-		return protect("State", func() error { return m.State().Restore(version, r) })
+		return s.call(context.Background(), "the restore of its state", func(context.Context) error { return m.State().Restore(version, r) })
 	})
 	if err != nil {
 		return fault(handoff.StageRestore, in.name, err)
@@ -122,6 +125,7 @@ func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error
 		if !info.Stateful {
 			continue
 		}
+		s.progress(handoff.StageConfig, info.Name)
 		in := s.find(info.Name)
 		if in == nil {
 			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: this build's configuration does not have the module", info.Name))

@@ -11,6 +11,7 @@ import (
 	"orchestrator/app/serve"
 	"orchestrator/handoff"
 	"orchestrator/handoff/failpoint"
+	"orchestrator/modules"
 )
 
 // attempt is one upgrade as the old generation sees it.
@@ -83,6 +84,10 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := a.checkDropped(); err != nil {
+		a.kill()
+		return err
+	}
 	a.lap("start", began)
 	began = time.Now()
 	patience := a.hooks()
@@ -112,6 +117,21 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	a.lap("prepare", began)
+	return nil
+}
+
+// checkDropped refuses to drop the state of a module that nobody has: somebody
+// else's would be kept without a word.
+func (a *attempt) checkDropped() error {
+	a.g.mu.Lock()
+	known := append(a.g.set.names(), a.candidate.Hello().Modules...)
+	a.g.mu.Unlock()
+	for _, name := range a.order.DropState {
+		if name != "*" && !slices.Contains(known, name) {
+			slices.Sort(known)
+			return fault(handoff.StageConfig, "", fmt.Errorf("--drop-state: no module is called %q, there are %v", name, slices.Compact(known)))
+		}
+	}
 	return nil
 }
 
@@ -188,9 +208,10 @@ func (a *attempt) handOver(ctx context.Context) error {
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	err := g.set.shutdown(context.WithoutCancel(ctx)) // its hooks have deadlines of their own
+	drop := func(module string) bool { return dropped(a.order.DropState, module) }
+	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // its hooks have deadlines of their own
 	a.stage(handoff.StageExport, a.hooks())
-	states, exportErr := g.set.export(context.WithoutCancel(ctx))
+	states, exportErr := g.set.export(context.WithoutCancel(ctx), drop)
 	a.states = states
 	a.lap("shutdown", began)
 	if err == nil {
@@ -206,7 +227,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	patience := a.hooks()
 	a.stage(handoff.StageRestore, patience+2*g.cfg.App.HookTimeout)
 	limit, cancel := context.WithTimeout(ctx, patience)
-	err = a.candidate.Transfer(limit, states.Without(func(module string) bool { return dropped(a.order.DropState, module) }))
+	err = a.candidate.Transfer(limit, states.Without(drop))
 	cancel()
 	if err == nil {
 		err = context.Cause(ctx) // the last moment to cancel
@@ -258,7 +279,16 @@ func (a *attempt) commit() error {
 		return nil
 	}
 	a.rollBack(nil)
-	a.rewound = a.states.Modules()
+	if !a.candidate.Committed() {
+		return err
+	}
+	g.mu.Lock()
+	for _, in := range g.set.list { // whether or not the candidate got its state
+		if _, ok := in.module.(modules.Stateful); ok && !slices.Contains(a.lost, in.name) {
+			a.rewound = append(a.rewound, in.name)
+		}
+	}
+	g.mu.Unlock()
 	return &rewound{err}
 }
 
@@ -446,8 +476,11 @@ func (a *attempt) fail(err error) {
 	if errors.As(err, &after) {
 		o.Outcome, o.Probation, o.Rewound = control.RolledBack, control.ProbationFailed, a.rewound
 	}
-	if len(a.down) > 0 && o.Outcome == control.Rejected {
-		o.Outcome = control.Failed
+	if len(a.down)+len(a.lost) > 0 && o.Outcome == control.Rejected {
+		o.Outcome = control.Failed // it did change something
+	}
+	if a.order.Repair {
+		a.g.repaired.Store(false) // it may be asked for again
 	}
 	if len(a.down) > 0 {
 		o.Error += fmt.Sprintf("; after the rollback %v does not start again and answers 503", a.down)

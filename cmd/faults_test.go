@@ -285,6 +285,15 @@ func TestAStateBeyondItsLimit(t *testing.T) {
 			if n, err := count(before.Listen[0]); err != nil || n != 1 {
 				t.Errorf("the counter is %d, %v; want 1", n, err)
 			}
+			if !strings.Contains(o.Error, "--drop-state=counter") {
+				t.Errorf("%q does not say what to do", o.Error)
+			}
+			o, err = p.upgrade(control.ReloadRequest{Binary: b.old, DropState: []string{"counter"}, WaitProbation: true})
+			if n, _ := count(before.Listen[0]); err != nil || o.Outcome != control.Reloaded || n != 0 {
+				t.Errorf("with --drop-state: %+v, %v, the counter is %d; want reloaded, 0", o, err, n)
+			}
+			before, err = p.peek()
+			p.check(err)
 			p.edit("config/main.yaml", c.new, c.old) // a limit counts in the process that has it
 			p.check(syscall.Kill(before.PID, syscall.SIGKILL))
 			p.wait("another generation to serve", func() bool {

@@ -27,7 +27,8 @@ var raceFlag []string
 // pair is two builds of the program that differ in what POST /counter/
 // answers: a number, or "new" and a number. They contain failpoints. If there
 // is a file called sick in its folder, the counter of the second fails in the
-// hook that the file names: Initialize, or Healthy once it has been well.
+// hook that the file names: Initialize, or Healthy once it has been well; in
+// Shutdown and in its factory it hangs.
 type pair struct{ dir, old, new string }
 
 var pairOfBuilds = sync.OnceValues(func() (pair, error) {
@@ -76,6 +77,13 @@ var newCounter = [][2]string{
 	{"fmt.Fprintln(w, c.add(1))", `fmt.Fprintln(w, "new", c.add(1))`},
 	{"\t\"net/http\"\n", "\t\"net/http\"\n\t\"os\"\n"},
 	{"\"sync\"\n", "\"sync\"\n\t\"sync/atomic\"\n"},
+	{"func (c *Counter) Shutdown(context.Context) error { return nil }", ""},
+	{"func New() modules.Module { return", `func New() modules.Module {
+	if sick("factory") != nil {
+		select {}
+	}
+	return`},
+	{"return &Counter{} }", "return &Counter{}\n}"},
 	{"modules.Config) error { return nil }", `modules.Config) error { return sick("Initialize") }
 
 var asked atomic.Int64
@@ -85,6 +93,13 @@ func (c *Counter) Healthy(context.Context) error {
 		return nil
 	}
 	return sick("Healthy")
+}
+
+func (c *Counter) Shutdown(context.Context) error {
+	if sick("Shutdown") != nil {
+		select {}
+	}
+	return nil
 }
 
 func sick(hook string) error {
@@ -187,7 +202,7 @@ func (p *project) ask(m control.Message, want string) (control.Message, error) {
 		return m, err
 	}
 	defer c.Close()
-	timer := time.AfterFunc(patience, func() { c.Close() })
+	timer := time.AfterFunc(2*patience, func() { c.Close() })
 	defer timer.Stop()
 	if err := c.Send(m); err != nil {
 		return m, err

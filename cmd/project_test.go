@@ -352,7 +352,8 @@ func (p *project) variant(name string, files map[string]string) string {
 		p.write(file, text)
 	}
 	out := p.path("bin/" + name)
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./cmd/orchestrator")
+	args := append([]string{"build", "-buildvcs=false", "-ldflags=-s -w", "-o", out}, raceFlag...)
+	cmd := exec.Command("go", append(args, "./cmd/orchestrator")...)
 	cmd.Dir, cmd.Env = p.dir, environ
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		p.t.Fatalf("build %s: %v\n%s", name, err, msg)

@@ -97,6 +97,87 @@ func TestAReloadRepairsACrashLoop(t *testing.T) {
 	if p.answersNew() {
 		t.Error("the build that crashes serves")
 	}
+	events, _, _ := p.command("events", "--json")
+	if !strings.Contains(events, `"topic":"app.crashed"`) {
+		t.Errorf("no app.crashed in\n%s", events)
+	}
+}
+
+// TestAStartThatHangs after a crash is ended, and a reload repairs it.
+func TestAStartThatHangs(t *testing.T) {
+	t.Parallel()
+	p, b := lightTest(t)
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 500ms")
+	p.startWith()
+	p.write("sick", "factory") // no candidate gets anywhere either
+	before, err := p.peek()
+	p.check(err)
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.new})
+	p.rejected(o, err, "did not answer in time", before)
+	if o.Stage != "config" || o.FailedModule != "counter" && o.FailedModule != "" {
+		t.Errorf("stage %q of module %q is blamed, want config", o.Stage, o.FailedModule)
+	}
+	p.check(os.Remove(p.path("sick")))
+	p.reloads(b.new)
+	before, err = p.peek()
+	p.check(err)
+	p.write("sick", "factory")
+	p.check(syscall.Kill(before.PID, syscall.SIGKILL))
+	if o, err = p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000}); err == nil && o.Outcome == control.Rejected {
+		p.wait("the first start to be given up", func() bool { return strings.Contains(p.printed(), "has not begun to serve within") })
+		o, err = p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
+	}
+	if err != nil || o.Outcome != control.Reloaded || p.answersNew() {
+		t.Errorf("the reload = %+v, %v; want that the other build serves", o, err)
+	}
+}
+
+// TestAShutdownThatHangs costs the state of its module, and is not called a
+// rejection: something is lost. Whoever drops that state is not held up.
+func TestAShutdownThatHangs(t *testing.T) {
+	t.Parallel()
+	p, b := lightTest(t)
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1s")
+	p.startWith()
+	p.reloads(b.new)
+	before, err := p.peek()
+	p.check(err)
+	_, _, err = increment(before.Listen[0])
+	p.check(err)
+	put := func(value string) {
+		code, _, err := do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", value)
+		if err != nil || code != http.StatusNoContent {
+			t.Fatalf("PUT /kv/key = %d, %v", code, err)
+		}
+	}
+	put("kept")
+	p.write("sick", "Shutdown")
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.old})
+	if err != nil || o.Outcome != control.Failed || o.Stage != "shutdown" || o.FailedModule != "counter" || strings.Join(o.Lost, " ") != "counter" || !strings.Contains(o.Error, "--drop-state=counter") {
+		t.Errorf("reload = %+v, %v; want failed in Shutdown of counter, whose state is lost", o, err)
+	}
+	if s, err := p.peek(); err != nil || s.PID != before.PID || s.State != "serving" {
+		t.Errorf("after it: %+v, %v; want the old process", s, err)
+	}
+	o, err = p.upgrade(control.ReloadRequest{Binary: b.old, DropState: []string{"counter"}})
+	if err != nil || o.Outcome != control.Reloaded || p.answersNew() {
+		t.Errorf("reload --drop-state=counter = %+v, %v; want reloaded", o, err)
+	}
+	if _, got, err := do(http.MethodGet, "http://"+before.Listen[0]+"/kv/key", ""); err != nil || strings.TrimSpace(got) != "kept" {
+		t.Errorf("kv has %q, %v; want kept", got, err)
+	}
+	before, err = p.peek()
+	p.check(err)
+	o, err = p.upgrade(control.ReloadRequest{Binary: b.old, DropState: []string{"conuter"}})
+	p.rejected(o, err, `no module is called "conuter", there are [counter kv]`, before)
+	_, _, err = increment(before.Listen[0])
+	p.check(err)
+	if o, err = p.upgrade(control.ReloadRequest{Binary: b.old, DropState: []string{"*"}}); err != nil || o.Outcome != control.Reloaded {
+		t.Errorf("reload --drop-state = %+v, %v", o, err)
+	}
+	if n, err := count(before.Listen[0]); err != nil || n != 0 {
+		t.Errorf("the counter is %d, %v; want 0", n, err)
+	}
 }
 
 // TestACrashWithoutARunDir: a cleaner has removed it, and then the program
@@ -398,5 +479,43 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	left := func() []string { names, _ := filepath.Glob(p.path("prepared.*")); return names }
 	if code := p.ended(); code != 0 || len(left()) > 0 {
 		t.Errorf("run ended with %d, and left %q; want 0, after every Shutdown", code, left())
+	}
+}
+
+// TestARepairWaitsItsTurn: a module does not start again after a rollback, and
+// when a fresh process is asked for, a reload that fails is under way.
+func TestARepairWaitsItsTurn(t *testing.T) {
+	t.Parallel()
+	p, b := lightTest(t)
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 500ms")
+	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
+	p.reloads(b.new)
+	_, _, err := increment(p.address())
+	p.check(err)
+	p.write("sick", "Initialize")
+	p.write("failpoint", "candidate.at.initialized exit1")
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.old})
+	if err != nil || o.Outcome != control.Failed {
+		t.Fatalf("reload = %+v, %v; want failed: the rollback does not work", o, err)
+	}
+	before, err := p.peek()
+	p.check(err)
+	p.write("failpoint", "candidate.at.prepared hang")
+	o, err = p.upgrade(control.ReloadRequest{Binary: b.old})
+	if err != nil || o.Outcome != control.Rejected {
+		t.Fatalf("reload = %+v, %v; want rejected", o, err)
+	}
+	var after *control.Status
+	p.wait("a fresh process", func() bool {
+		after, err = p.peek()
+		return err == nil && after.PID != before.PID && after.PID != 0
+	})
+	if !strings.Contains(p.printed(), "handing over to a fresh process of the same build") || after.State != "degraded" {
+		t.Errorf("%+v serves; want a fresh process of the same build, degraded", *after)
+	}
+	p.check(os.Remove(p.path("sick")))
+	p.wait("the module to be well again", func() bool { s, err := p.peek(); return err == nil && s.State == "serving" })
+	if n, err := count(p.address()); err != nil || n != 1 || !p.answersNew() {
+		t.Errorf("the counter is %d, %v; want 1, of the same build", n, err)
 	}
 }

@@ -161,6 +161,15 @@ func identify(h io.Writer, n *yaml.Node, left *int) {
 // be one that is being written.
 func (c *Config) Empty() bool { return c.empty }
 
+// ModuleNames are the names of the modules, as they are listed.
+func (c *Config) ModuleNames() []string {
+	names := make([]string, 0, len(c.Modules))
+	for _, m := range c.Modules {
+		names = append(names, m.Name)
+	}
+	return names
+}
+
 // File is the path the configuration was read from.
 func (c *Config) File() string { return c.file }
 

@@ -16,6 +16,7 @@ import (
 // Candidate is the next generation as the serving one sees it.
 type Candidate struct {
 	link     link
+	protocol int // the version that both speak
 	hello    Hello
 	room     int      // for connections, in descriptors; -1 if unknown
 	made     []string // Unix sockets that only it has made
@@ -23,6 +24,7 @@ type Candidate struct {
 	socket   string
 	exited   chan struct{} // closed when tableflip's Upgrade has returned
 	err      error         // the result; valid once exited is closed
+	told     bool          // that it shall serve
 	at       message       // the last progress the candidate reported
 	reported *UpgradeError // what the candidate itself said, if it failed
 }
@@ -58,7 +60,7 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	if pid := peerPID(conn); pid != 0 && pid != m.PID {
 		return fmt.Errorf("process %d says it is %d: %w", pid, m.PID, errGarbage)
 	}
-	c.pid, c.hello = m.PID, *m.Hello
+	c.pid, c.hello, c.protocol = m.PID, *m.Hello, min(protocol, m.Protocol)
 	return nil
 }
 
@@ -79,7 +81,7 @@ func (c *Candidate) PID() int { return c.pid }
 
 // Welcome answers the hello and waits until the candidate has prepared.
 func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
-	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: protocol, Welcome: &w}); err != nil {
+	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: c.protocol, Welcome: &w}); err != nil {
 		return c.failure(StagePrepare, err)
 	}
 	return c.await(ctx, typePrepared, StagePrepare)
@@ -102,8 +104,12 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
 		return c.failure(StageCommit, err)
 	}
+	c.told = true
 	return c.await(ctx, typeAccepting, StageCommit)
 }
+
+// Committed tells whether the candidate may have been told to serve.
+func (c *Candidate) Committed() bool { return c.told }
 
 // Move passes connections. Those that the candidate has acknowledged are
 // closed here; an error leaves the others with the caller.
@@ -242,11 +248,10 @@ func (c *Candidate) Kill() {
 			return
 		default:
 		}
-		if c.pid == 0 {
-			c.pid = findChild(envSocket + "=" + c.socket)
-		}
 		if c.pid != 0 {
 			kill(c.pid)
+		} else if pid := findChild(envSocket+"="+c.socket, envSentinel+"="); pid != 0 {
+			kill(pid)
 		}
 		select {
 		case <-c.exited:

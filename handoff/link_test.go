@@ -161,6 +161,7 @@ func FuzzLink(f *testing.F) {
 		if len(data) > 64<<10 {
 			return // more than a socket holds
 		}
+		before := openFiles(t)
 		old, candidate := pairOfLinks(t)
 		var fds []int
 		null, err := os.Open(os.DevNull)
@@ -187,6 +188,7 @@ func FuzzLink(f *testing.F) {
 				t.Errorf("a received message does not encode: %v", err)
 			}
 		}
+		candidate.conn.Close()
 		// What follows in a conversation must refuse it as well.
 		old, candidate = pairOfLinks(t)
 		if len(data) > 0 {
@@ -200,7 +202,32 @@ func FuzzLink(f *testing.F) {
 				t.Error("states without a file")
 			}
 		}
+		candidate.conn.Close()
+		old, candidate = pairOfLinks(t)
+		if len(data) > 0 {
+			old.write(data, fds)
+		}
+		old.conn.Close()
+		candidate.receiveConns(soon(t), func(conns []Conn) {
+			for _, c := range conns {
+				c.Close()
+			}
+		})
+		candidate.conn.Close()
+		null.Close()
+		if after := openFiles(t); after > before {
+			t.Errorf("%d files are open, %d before", after, before)
+		}
 	})
+}
+
+// openFiles counts this process's descriptors.
+func openFiles(t *testing.T) int {
+	entries, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 // TestNothingIsAdoptedBeforeItIsAcknowledged has a peer that is gone when its

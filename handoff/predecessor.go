@@ -39,8 +39,8 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.Welcome == nil {
-		return nil, fmt.Errorf("handoff: an empty welcome: %w", errGarbage)
+	if m.Welcome == nil || m.Protocol < minProtocol || m.Protocol > protocol {
+		return nil, fmt.Errorf("handoff: a welcome of protocol %d, where %d to %d are spoken: %w", m.Protocol, minProtocol, protocol, errGarbage)
 	}
 	return m.Welcome, nil
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,19 +26,21 @@ func peerPID(c *net.UnixConn) (pid int) {
 	return pid
 }
 
-// findChild is the child of this process that has env in its environment, 0
-// if there is none. It finds a candidate that hangs before its first word.
-func findChild(env string) int {
+// findChild is the child of this process whose environment has something that
+// begins with each of these, 0 if there is none. It finds a candidate that hangs
+// before its first word. What modules start has not all of them.
+func findChild(env ...string) int {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		children, _ := os.ReadFile(list)
 		for _, field := range strings.Fields(string(children)) {
 			environ, _ := os.ReadFile("/proc/" + field + "/environ")
-			for _, e := range bytes.Split(environ, []byte{0}) {
-				if string(e) == env {
-					pid, _ := strconv.Atoi(field)
-					return pid
-				}
+			have := bytes.Split(environ, []byte{0})
+			if !slices.ContainsFunc(env, func(want string) bool {
+				return !slices.ContainsFunc(have, func(e []byte) bool { return strings.HasPrefix(string(e), want) })
+			}) {
+				pid, _ := strconv.Atoi(field)
+				return pid
 			}
 		}
 	}

@@ -40,10 +40,28 @@ func TestOtherVersionsAreRefused(t *testing.T) {
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: accept = %v, want %q", tt.name, err, tt.want)
 		}
+		if err == nil && c.protocol != protocol {
+			t.Errorf("%s: protocol %d is agreed on, want %d", tt.name, c.protocol, protocol)
+		}
 		if c.link.conn != nil {
 			c.link.conn.Close()
 		}
 		conn.Close()
 		ln.Close()
+	}
+}
+
+// TestAWelcomeOfAnotherVersionIsRefused by the candidate.
+func TestAWelcomeOfAnotherVersionIsRefused(t *testing.T) {
+	for version := minProtocol - 1; version <= protocol+1; version++ {
+		ok := version >= minProtocol && version <= protocol
+		old, candidate := pairOfLinks(t)
+		if err := old.send(soon(t), message{Type: typeWelcome, Protocol: version, Welcome: &Welcome{}}); err != nil {
+			t.Fatal(err)
+		}
+		p := &Predecessor{upgrader: &Upgrader{}, link: candidate}
+		if _, err := p.Hello(soon(t), Hello{}); (err == nil) != ok {
+			t.Errorf("a welcome of protocol %d: %v", version, err)
+		}
 	}
 }

@@ -97,8 +97,7 @@ func Check(m Module) error {
 		return err
 	}
 	if s, ok := m.(Stateful); ok {
-		_, err := LayoutOf(s.State().Value)
-		return err
+		return CheckState(s.State())
 	}
 	return nil
 }

@@ -1,14 +1,12 @@
 package modules
 
 import (
-	"encoding"
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"reflect"
-	"slices"
-	"strings"
+	"unicode/utf8"
 )
 
 // State is what a module carries over.
@@ -39,7 +37,62 @@ func (s State) Export(w io.Writer) error {
 		_, err := to.WriteTo(w)
 		return err
 	}
-	return json.NewEncoder(w).Encode(s.Value)
+	data, err := json.Marshal(s.Value)
+	if err != nil {
+		return err
+	}
+	// JSON would have another character in the place of what is not UTF-8.
+	if bytes.Contains(data, []byte(`\ufffd`)) {
+		if path, found := notText(reflect.ValueOf(s.Value), ""); found {
+			return fmt.Errorf("state: %s: a string that is not UTF-8 would not survive: store []byte", path)
+		}
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+// notText finds a string in v that is not UTF-8. Types that encode themselves
+// are trusted to do so.
+func notText(v reflect.Value, path string) (where string, found bool) {
+	if v.IsValid() && (v.Type().Implements(jsonMarshaler) || v.Type().Implements(textMarshaler)) && v.Kind() != reflect.Pointer {
+		return "", false
+	}
+	switch v.Kind() {
+	case reflect.String:
+		return path, !utf8.ValidString(v.String())
+	case reflect.Pointer:
+		if !v.IsNil() {
+			return notText(v.Elem(), path)
+		}
+	case reflect.Slice, reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return "", false
+		}
+		for i := range v.Len() {
+			if where, found = notText(v.Index(i), fmt.Sprintf("%s[%d]", path, i)); found {
+				return where, true
+			}
+		}
+	case reflect.Map:
+		for _, key := range v.MapKeys() {
+			in := fmt.Sprintf("%s{%q}", path, key)
+			if where, found = notText(key, in); found {
+				return where, true
+			}
+			if where, found = notText(v.MapIndex(key), in); found {
+				return where, true
+			}
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() || f.Anonymous {
+				if where, found = notText(v.Field(i), join(path, f.Name)); found {
+					return where, true
+				}
+			}
+		}
+	}
+	return "", false
 }
 
 // Restore stores what Export of some version wrote in the value.
@@ -65,171 +118,4 @@ func (s State) Restore(version int, r io.Reader) error {
 		return fmt.Errorf("the state has version %d, this build's %d and it has no Migrate", version, s.Version)
 	}
 	return s.Migrate(version, decode)
-}
-
-// Layout describes the type of a state's value: the path of each field in
-// JSON, and its type there.
-type Layout map[string]string
-
-// LayoutOf describes value, a pointer to what a module's State carries. It is
-// an error if a part of value would be lost on the way: unexported fields,
-// functions, channels, interfaces. Fields tagged `json:"-"` are left out on
-// purpose, and types that encode themselves are trusted to do so.
-func LayoutOf(value any) (Layout, error) {
-	v := reflect.ValueOf(value)
-	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return nil, fmt.Errorf("State().Value must be a pointer that is not nil, got %T", value)
-	}
-	_, writes := value.(io.WriterTo)
-	_, reads := value.(io.ReaderFrom)
-	switch {
-	case writes && reads:
-		return Layout{"": "stream of " + v.Type().Elem().String()}, nil
-	case writes || reads:
-		return nil, fmt.Errorf("%T has only one of WriteTo and ReadFrom: a state needs both, or neither", value)
-	}
-	w := walk{layout: Layout{}, inside: map[reflect.Type]bool{}}
-	w.add(v.Type().Elem(), "")
-	return w.layout, errors.Join(w.errs...)
-}
-
-// Changes compares the layout with that of a newer build of the same version.
-// What broke can not be read by the newer one; what was added starts as its
-// factory left it. Both are sentences without a full stop.
-func (l Layout) Changes(newer Layout) (broke, added []string) {
-	for path, was := range l {
-		switch is, ok := newer[path]; {
-		case !ok:
-			broke = append(broke, fmt.Sprintf("field %q (%s) is gone", path, was))
-		case is != was:
-			broke = append(broke, fmt.Sprintf("field %q was %s and is %s", path, was, is))
-		}
-	}
-	for path, is := range newer {
-		if _, ok := l[path]; !ok {
-			added = append(added, fmt.Sprintf("field %q (%s) is new", path, is))
-		}
-	}
-	slices.Sort(broke)
-	slices.Sort(added)
-	return broke, added
-}
-
-// walk visits a type as encoding/json would.
-type walk struct {
-	layout Layout
-	inside map[reflect.Type]bool // the structs around the current one
-	errs   []error
-}
-
-var (
-	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
-	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
-	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
-	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
-)
-
-func (w *walk) fail(path, format string, args ...any) {
-	if path == "" {
-		path = "the value"
-	}
-	w.errs = append(w.errs, fmt.Errorf("state: %s: %s", path, fmt.Sprintf(format, args...)))
-}
-
-func (w *walk) add(t reflect.Type, path string) {
-	pointer := reflect.PointerTo(t)
-	switch {
-	case pointer.Implements(jsonMarshaler) && pointer.Implements(jsonUnmarshaler),
-		pointer.Implements(textMarshaler) && pointer.Implements(textUnmarshaler):
-		w.layout[path] = t.String()
-		return
-	case pointer.Implements(jsonMarshaler), pointer.Implements(textMarshaler):
-		w.fail(path, "%s encodes itself but cannot be decoded again", t)
-		return
-	}
-	switch t.Kind() {
-	case reflect.Bool, reflect.String,
-		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
-		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr,
-		reflect.Float32, reflect.Float64:
-		w.layout[path] = t.Kind().String()
-	case reflect.Pointer:
-		w.add(t.Elem(), path)
-	case reflect.Slice, reflect.Array:
-		if t.Elem().Kind() == reflect.Uint8 && t.Kind() == reflect.Slice {
-			w.layout[path] = "bytes"
-			return
-		}
-		w.layout[path] = "list"
-		w.add(t.Elem(), path+"[]")
-	case reflect.Map:
-		switch key := t.Key(); {
-		case key.Kind() == reflect.String,
-			key.Kind() >= reflect.Int && key.Kind() <= reflect.Uintptr,
-			key.Implements(textMarshaler) && reflect.PointerTo(key).Implements(textUnmarshaler):
-		default:
-			w.fail(path, "JSON has no maps with keys of type %s", key)
-			return
-		}
-		w.layout[path] = "map by " + t.Key().Kind().String()
-		w.add(t.Elem(), path+"{}")
-	case reflect.Struct:
-		w.structure(t, path)
-	default:
-		w.fail(path, "a value of type %s would not survive: store plain data, or tag the field `json:\"-\"` and make it anew in Initialize", t)
-	}
-}
-
-func (w *walk) structure(t reflect.Type, path string) {
-	if w.inside[t] {
-		w.layout[path] = "again " + t.String()
-		return
-	}
-	w.inside[t] = true
-	defer delete(w.inside, t)
-	w.layout[path] = "object"
-	w.fields(t, path, map[string]bool{})
-}
-
-// fields visits those of t, and of the structs embedded in it.
-func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if f.Tag.Get("json") == "-" || f.Name == "_" {
-			continue
-		}
-		embedded := f.Type
-		if embedded.Kind() == reflect.Pointer {
-			embedded = embedded.Elem()
-		}
-		if f.Anonymous && name == "" && embedded.Kind() == reflect.Struct && !reflect.PointerTo(embedded).Implements(jsonMarshaler) {
-			if f.Type.Kind() == reflect.Pointer && !f.IsExported() {
-				w.fail(join(path, f.Name), "an embedded pointer to an unexported type cannot be decoded")
-				continue
-			}
-			w.fields(embedded, path, seen)
-			continue
-		}
-		if !f.IsExported() {
-			w.fail(join(path, f.Name), "an unexported field would be lost: export it, or tag it `json:\"-\"` if it need not survive")
-			continue
-		}
-		if name == "" {
-			name = f.Name
-		}
-		if seen[name] {
-			w.fail(join(path, name), "two fields have this name in JSON, so neither would survive")
-			continue
-		}
-		seen[name] = true
-		w.add(f.Type, join(path, name))
-	}
-}
-
-func join(path, name string) string {
-	if path == "" {
-		return name
-	}
-	return path + "." + name
 }

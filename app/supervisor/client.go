@@ -32,16 +32,23 @@ func (s *supervisor) client(c *control.Conn) {
 	}
 }
 
+// maxAnswers bounds what waits for a worker that does not answer.
+const maxAnswers = 100
+
 // ask puts a status together, with what only the worker knows if it answers.
 func (s *supervisor) ask() control.Status {
 	reply := make(chan control.Status, 1)
 	more := make(chan control.Status, 1)
 	s.do(func() {
-		if s.serving != nil {
-			s.answers = append(s.answers, more)
-			s.serving.conn.Send(control.Message{Type: control.TypeStatus})
-		} else {
+		switch {
+		case s.serving == nil:
 			close(more)
+		case len(s.answers) < maxAnswers:
+			s.answers = append(s.answers, more)
+			if s.asked != s.serving { // one answer is for all
+				s.asked = s.serving
+				s.serving.conn.Send(control.Message{Type: control.TypeStatus})
+			}
 		}
 		reply <- s.status()
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"orchestrator/app/control"
+	"orchestrator/handoff"
 )
 
 const (
@@ -34,7 +35,8 @@ type crashes struct {
 	timer  *time.Timer    // of the next start
 	last   *control.Crash // until a generation serves again Serving is 0
 
-	mayOlder bool // an older build may be started
+	mayOlder   bool          // an older build may be started
+	startLimit time.Duration // how long a start may take: twice what a stop may
 
 	instead string // a build that was made since, to be started in place of the one that crashed
 }
@@ -80,7 +82,7 @@ func (s *supervisor) lost(w *worker) {
 	s.crash.last = c
 	if j := s.job; j != nil && j.phase == upgrading {
 		o := s.outcome(control.Failed, fmt.Sprintf("generation %d died during the upgrade: %s", w.generation, c.Error))
-		o.Generation, o.Stage, o.Lost = j.generation, "upgrade", c.Lost
+		o.Generation, o.Stage, o.Lost = j.generation, handoff.StageStart, c.Lost
 		if w.stage != nil {
 			o.Stage = w.stage.Name
 		}
@@ -146,6 +148,21 @@ func (s *supervisor) checkAlive() {
 			if err := s.startFirst(binary); err != nil {
 				s.say("%v", err)
 				s.checkAlive()
+				return
+			}
+			s.limitStart()
+		})
+	})
+}
+
+// limitStart ends a start that is stuck in something that has no deadline.
+func (s *supervisor) limitStart() {
+	pid, limit := s.first.pid, s.crash.startLimit
+	time.AfterFunc(limit, func() {
+		s.do(func() {
+			if s.first.pid == pid && s.crashed() {
+				s.say("process %d has not begun to serve within %v: killing it", pid, limit)
+				kill(pid)
 			}
 		})
 	})

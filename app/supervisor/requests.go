@@ -75,6 +75,11 @@ func (s *supervisor) startWaiting() {
 		s.start(&job{requests: []*request{r}})
 		return
 	}
+	if w := s.unwell; w != nil && w == s.serving {
+		s.unwell = nil
+		s.repair(w)
+		return
+	}
 	if s.watcher != nil {
 		s.look()
 	}

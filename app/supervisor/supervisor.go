@@ -47,6 +47,7 @@ type supervisor struct {
 	workers  map[int]*worker
 	serving  *worker
 	first    firstWorker
+	unwell   *worker        // has asked for a fresh process of its build
 	groups   []int          // process groups of workers, to kill
 	binaries map[int]string // generation -> binary it was started from
 	kept     map[int]string // generation -> a copy of it
@@ -62,7 +63,8 @@ type supervisor struct {
 	events    []control.Event // the last few
 	seq       int64
 	followers map[chan control.Event]bool
-	answers   []chan control.Status // status questions on their way to the worker
+	answers   []chan control.Status // who waits for the worker's part of a status
+	asked     *worker               // that is to answer them
 
 	reloader
 
@@ -383,6 +385,9 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 			answer <- *m.Status
 		}
 		s.answers = nil
+		if s.asked == w {
+			s.asked = nil
+		}
 	}
 }
 
@@ -392,6 +397,7 @@ func (s *supervisor) takesOver(w *worker) {
 	s.keep(w)
 	s.stable(w)
 	s.crash.mayOlder = w.serving.RestartOlderBuild
+	s.crash.startLimit = 2 * time.Duration(w.serving.StopMS) * time.Millisecond
 	s.setHotReload(w.serving.HotReload)
 	if o := w.serving.Outcome; o != nil {
 		s.upgraded(*o)
@@ -419,7 +425,9 @@ func (s *supervisor) carriesOn(w *worker) {
 // gone is called when a worker's link has ended, which is when it has died.
 func (s *supervisor) gone(w *worker) {
 	w.conn.Close()
-	s.answered(w)
+	if w.watchdog != nil {
+		w.watchdog.Stop()
+	}
 	if s.workers[w.generation] == w {
 		delete(s.workers, w.generation)
 	}

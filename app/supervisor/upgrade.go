@@ -20,6 +20,7 @@ type proving struct {
 	outcome    control.Outcome
 	changed    []string // packages
 	unknown    bool
+	repair     bool
 	requests   []*request // that wait for the end of it
 }
 
@@ -145,8 +146,10 @@ func (s *supervisor) upgraded(o control.Outcome) {
 func (s *supervisor) rolledBack(o control.Outcome) {
 	p := s.proving
 	s.proving = nil
-	s.refused = s.current.snap
-	s.current = s.previous
+	if !p.repair { // else it was of the same sources
+		s.refused = s.current.snap
+		s.current = s.previous
+	}
 	full := p.outcome
 	full.Outcome, full.Serving, full.Probation = o.Outcome, s.servingNumber(), o.Probation
 	full.Stage, full.FailedModule, full.Error = o.Stage, o.FailedModule, o.Error
@@ -201,8 +204,12 @@ func (s *supervisor) tellFailure(o control.Outcome, changed []string, unknown bo
 
 // repair replaces a degraded generation by a fresh process of its own build.
 func (s *supervisor) repair(w *worker) {
-	if s.job != nil || s.serving != w || s.stopping {
-		return // whatever is under way replaces it as well
+	if s.serving != w || s.stopping {
+		return
+	}
+	if s.job != nil { // which replaces it as well, if it succeeds
+		s.unwell = w
+		return
 	}
 	s.say("generation %d does not get well by itself: handing over to a fresh process of the same build", w.generation)
 	s.job = &job{repair: true, binary: s.restartable(w.generation), began: time.Now(), snap: s.current.snap}
@@ -246,7 +253,7 @@ func (s *supervisor) finish(o control.Outcome) {
 	s.say("%s", Describe(o))
 	waiting := j.requests
 	if o.Outcome == control.Reloaded { // also without a probation it is not final yet
-		s.proving = &proving{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown}
+		s.proving = &proving{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown, repair: j.repair}
 		waiting = nil
 		for _, r := range j.requests {
 			if r.reload.WaitProbation {

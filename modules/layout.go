@@ -1,0 +1,255 @@
+package modules
+
+import (
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// Layout describes the type of a state's value: the path of each field in
+// JSON, and its type there.
+type Layout map[string]string
+
+// LayoutOf describes value, a pointer to what a module's State carries. It is
+// an error if a part of value would be lost on the way: unexported fields,
+// functions, channels, interfaces. Fields tagged `json:"-"` are left out on
+// purpose, and types that encode themselves are trusted to do so.
+func LayoutOf(value any) (Layout, error) {
+	v := reflect.ValueOf(value)
+	if v.Kind() != reflect.Pointer || v.IsNil() {
+		return nil, fmt.Errorf("State().Value must be a pointer that is not nil, got %T", value)
+	}
+	_, writes := value.(io.WriterTo)
+	_, reads := value.(io.ReaderFrom)
+	switch {
+	case writes && reads:
+		if err := promoted(v.Type().Elem(), "WriteTo"); err != nil {
+			return nil, err
+		}
+		return Layout{"": "stream of " + v.Type().Elem().String()}, nil
+	case writes || reads:
+		return nil, fmt.Errorf("%T has only one of WriteTo and ReadFrom: a state needs both, or neither", value)
+	}
+	w := walk{layout: Layout{}, inside: map[reflect.Type]bool{}}
+	w.add(v.Type().Elem(), "")
+	return w.layout, errors.Join(w.errs...)
+}
+
+// Changes compares the layout with that of a newer build of the same version.
+// What broke can not be read by the newer one; what was added starts as its
+// factory left it. Both are sentences without a full stop.
+func (l Layout) Changes(newer Layout) (broke, added []string) {
+	for path, was := range l {
+		switch is, ok := newer[path]; {
+		case !ok:
+			broke = append(broke, fmt.Sprintf("field %q (%s) is gone", path, was))
+		case is != was:
+			broke = append(broke, fmt.Sprintf("field %q was %s and is %s", path, was, is))
+		}
+	}
+	for path, is := range newer {
+		if _, ok := l[path]; !ok {
+			added = append(added, fmt.Sprintf("field %q (%s) is new", path, is))
+		}
+	}
+	slices.Sort(broke)
+	slices.Sort(added)
+	return broke, added
+}
+
+// walk visits a type as encoding/json would.
+type walk struct {
+	layout Layout
+	inside map[reflect.Type]bool // the structs around the current one
+	errs   []error
+}
+
+var (
+	jsonMarshaler   = reflect.TypeFor[json.Marshaler]()
+	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
+	textMarshaler   = reflect.TypeFor[encoding.TextMarshaler]()
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+)
+
+func (w *walk) fail(path, format string, args ...any) {
+	if path == "" {
+		path = "the value"
+	}
+	w.errs = append(w.errs, fmt.Errorf("state: %s: %s", path, fmt.Sprintf(format, args...)))
+}
+
+func (w *walk) add(t reflect.Type, path string) {
+	pointer := reflect.PointerTo(t)
+	switch {
+	case pointer.Implements(jsonMarshaler) && pointer.Implements(jsonUnmarshaler),
+		pointer.Implements(textMarshaler) && pointer.Implements(textUnmarshaler):
+		method := "MarshalJSON"
+		if !pointer.Implements(jsonMarshaler) {
+			method = "MarshalText"
+		}
+		if err := promoted(t, method); err != nil {
+			w.fail(path, "%v", err)
+		}
+		w.layout[path] = t.String()
+		return
+	case pointer.Implements(jsonMarshaler), pointer.Implements(textMarshaler):
+		w.fail(path, "%s encodes itself but cannot be decoded again", t)
+		return
+	}
+	switch t.Kind() {
+	case reflect.Bool, reflect.String,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr,
+		reflect.Float32, reflect.Float64:
+		w.layout[path] = t.Kind().String()
+	case reflect.Pointer:
+		w.add(t.Elem(), path)
+	case reflect.Slice, reflect.Array:
+		if t.Elem().Kind() == reflect.Uint8 && t.Kind() == reflect.Slice {
+			w.layout[path] = "bytes"
+			return
+		}
+		w.layout[path] = "list"
+		if t.Kind() == reflect.Array {
+			w.layout[path] = fmt.Sprintf("list of %d", t.Len())
+		}
+		w.add(t.Elem(), path+"[]")
+	case reflect.Map:
+		switch key := t.Key(); {
+		case key.Kind() == reflect.String,
+			key.Kind() >= reflect.Int && key.Kind() <= reflect.Uintptr,
+			key.Implements(textMarshaler) && reflect.PointerTo(key).Implements(textUnmarshaler):
+		default:
+			w.fail(path, "JSON has no maps with keys of type %s", key)
+			return
+		}
+		w.layout[path] = "map by " + t.Key().Kind().String()
+		w.add(t.Elem(), path+"{}")
+	case reflect.Struct:
+		w.structure(t, path)
+	default:
+		w.fail(path, "a value of type %s would not survive: store plain data, or tag the field `json:\"-\"` and make it anew in Initialize", t)
+	}
+}
+
+func (w *walk) structure(t reflect.Type, path string) {
+	if w.inside[t] {
+		w.layout[path] = "again " + t.String()
+		return
+	}
+	w.inside[t] = true
+	defer delete(w.inside, t)
+	w.layout[path] = "object"
+	w.fields(t, path, map[string]bool{})
+}
+
+// fields visits those of t, and of the structs embedded in it.
+func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if f.Tag.Get("json") == "-" || f.Name == "_" {
+			continue
+		}
+		embedded := f.Type
+		if embedded.Kind() == reflect.Pointer {
+			embedded = embedded.Elem()
+		}
+		if f.Anonymous && name == "" && embedded.Kind() == reflect.Struct && !reflect.PointerTo(embedded).Implements(jsonMarshaler) {
+			if f.Type.Kind() == reflect.Pointer && !f.IsExported() {
+				w.fail(join(path, f.Name), "an embedded pointer to an unexported type cannot be decoded")
+				continue
+			}
+			w.fields(embedded, path, seen)
+			continue
+		}
+		if !f.IsExported() {
+			w.fail(join(path, f.Name), "an unexported field would be lost: export it, or tag it `json:\"-\"` if it need not survive")
+			continue
+		}
+		if name == "" {
+			name = f.Name
+		}
+		if seen[name] {
+			w.fail(join(path, name), "two fields have this name in JSON, so neither would survive")
+			continue
+		}
+		seen[name] = true
+		w.add(f.Type, join(path, name))
+		if was := w.layout[join(path, name)]; slices.Contains(strings.Split(options, ","), "string") && was != "" {
+			w.layout[join(path, name)] = was + " in a string"
+		}
+	}
+}
+
+// CheckState refuses a state of which a part would be lost: see [LayoutOf]. It
+// must be that of a module fresh from its factory.
+func CheckState(s State) error {
+	if _, err := LayoutOf(s.Value); err != nil {
+		return err
+	}
+	return lostDefaults(reflect.ValueOf(s.Value), "")
+}
+
+// promoted is an error if t has a method from a struct or other type that is
+// embedded in it, and more fields beside that: they are not encoded.
+func promoted(t reflect.Type, method string) error {
+	if t.Kind() != reflect.Struct || t.NumField() < 2 {
+		return nil
+	}
+	m, ok := t.MethodByName(method)
+	if !ok {
+		m, _ = reflect.PointerTo(t).MethodByName(method)
+	}
+	// The compiler makes the method that leads to the embedded one.
+	if file, _ := runtime.FuncForPC(m.Func.Pointer()).FileLine(m.Func.Pointer()); file != "<autogenerated>" {
+		return nil
+	}
+	return fmt.Errorf("%v has %s from what is embedded in it, which would lose its other fields: give that a name", t, method)
+}
+
+// empty tells whether v is left out with omitempty; structs never are.
+func empty(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.Map, reflect.Slice, reflect.Array, reflect.String:
+		return v.Len() == 0
+	}
+	return v.Kind() == reflect.Struct || v.IsZero()
+}
+
+// lostDefaults is an error if a field of a fresh value is not encoded when it is
+// empty, and is not empty to begin with: empty would come back as that.
+func lostDefaults(v reflect.Value, path string) error {
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		return lostDefaults(v.Elem(), path)
+	}
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	var errs []error
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if tag := f.Tag.Get("json"); tag == "-" || !f.IsExported() && !f.Anonymous {
+			continue
+		} else if options := strings.Split(tag, ",")[1:]; slices.Contains(options, "omitempty") || slices.Contains(options, "omitzero") {
+			if full := v.Field(i); !empty(full) {
+				errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would do so again after it was empty: leave out omitempty", join(path, f.Name), full))
+			}
+		}
+		errs = append(errs, lostDefaults(v.Field(i), join(path, f.Name)))
+	}
+	return errors.Join(errs...)
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
