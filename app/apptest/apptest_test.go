@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"gopkg.in/yaml.v3"
 
 	"orchestrator/app/apptest"
 	"orchestrator/modules"
@@ -52,6 +53,10 @@ func TestTheKitFinds(t *testing.T) {
 		}},
 		{"a Shutdown that hangs", "Shutdown does not return", func(h *apptest.Hostile) (release func()) { h.OnShutdown, release = apptest.Hang(); return release }},
 		{"an Initialize that panics", "Initialize panicked: hostile", func(h *apptest.Hostile) func() { h.OnInitialize = apptest.Panic; return nil }},
+		{"a Shutdown that fails after a failed Initialize", "with wrong settings: Shutdown: hostile", func(h *apptest.Hostile) func() {
+			h.Settings = &refuses{h}
+			return nil
+		}},
 		{"an Initialize that leaks", "goroutines are left after Shutdown", func(h *apptest.Hostile) (release func()) {
 			h.OnInitialize, release = apptest.Leak()
 			return release
@@ -108,4 +113,12 @@ type steady struct{ apptest.Liar }
 func (s *steady) WriteTo(w io.Writer) (int64, error) {
 	n, err := w.Write([]byte{byte(s.N)})
 	return int64(n), err
+}
+
+// refuses are settings that are never right. Its module then fails to stop.
+type refuses struct{ h *apptest.Hostile }
+
+func (r *refuses) UnmarshalYAML(*yaml.Node) error {
+	r.h.OnShutdown = apptest.Fail
+	return errors.New("wrong settings")
 }

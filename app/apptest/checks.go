@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"orchestrator/config"
 	"orchestrator/modules"
 )
 
@@ -25,6 +26,7 @@ var checks = []check{
 	{"Shutdown without Initialize, twice", shutdownAlone},
 	{"Shutdown after Prepare alone", shutdownAfterPrepare},
 	{"Shutdown after a cancelled Initialize", shutdownAfterCancelled},
+	{"Shutdown after an Initialize with wrong settings", shutdownAfterWrongSettings},
 	{"Shutdown after an Initialize beside another instance", shutdownBesideAnother},
 	{"Shutdown after a life, twice, and a life after it", lives},
 	{"Run ends with its context and can run again", runs},
@@ -56,6 +58,21 @@ func shutdownAfterCancelled(l *life) error {
 		return errors.Join(err, i.shutdown())
 	}
 	return errors.Join(i.shutdown(), i.shutdown())
+}
+
+// shutdownAfterWrongSettings makes Initialize of a module fail that has settings.
+func shutdownAfterWrongSettings(l *life) error {
+	wrong, err := config.ParseSection("config", "{of-no-module: [1]}")
+	if err != nil {
+		return err
+	}
+	l.section = wrong
+	i := l.fresh()
+	err = i.initialize(context.Background())
+	if !errors.Is(err, errPanicked) {
+		err = nil
+	}
+	return errors.Join(err, i.shutdown(), i.shutdown())
 }
 
 // shutdownBesideAnother makes Initialize of a module fail that needs something

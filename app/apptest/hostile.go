@@ -15,6 +15,8 @@ import (
 type Hostile struct {
 	OnPrepare, OnInitialize, OnHealthy, OnRun, OnShutdown func(context.Context) error
 
+	Settings any // decoded by Initialize, if not nil
+
 	Version int
 	Value   any
 	Migrate func(from int, decode func(any) error) error
@@ -36,7 +38,12 @@ func call(f func(context.Context) error, ctx context.Context) error {
 
 func (h *Hostile) Prepare(ctx context.Context, _ modules.Config) error { return call(h.OnPrepare, ctx) }
 
-func (h *Hostile) Initialize(ctx context.Context, _ *eventbus.Bus, _ modules.Config) error {
+func (h *Hostile) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.Config) error {
+	if h.Settings != nil {
+		if err := cfg.Decode(h.Settings); err != nil {
+			return err
+		}
+	}
 	return call(h.OnInitialize, ctx)
 }
 

@@ -122,6 +122,13 @@ func (s *supervisor) checkAlive() {
 	// these groups may soon be somebody else's.
 	s.killAll()
 	s.groups = nil
+	if r := s.waiting; r != nil && s.job == nil && s.crash.inARow > 0 && s.crash.instead == "" {
+		s.waiting = nil
+		s.start(&job{requests: []*request{r}}) // waits again
+		if s.crash.instead != "" {
+			return
+		}
+	}
 	wait := time.Duration(0)
 	if s.crash.inARow > 0 {
 		wait = min(100*time.Millisecond<<min(s.crash.inARow-1, 10), 5*time.Second)
