@@ -517,3 +517,26 @@ func TestARepairWaitsItsTurn(t *testing.T) {
 		t.Errorf("the counter is %d, %v; want 1, of the same build", n, err)
 	}
 }
+
+// TestLastWordsThatComeLate: the word of a candidate that it serves reaches the
+// supervisor after that of the old generation that it has taken everything back.
+func TestLastWordsThatComeLate(t *testing.T) {
+	t.Parallel()
+	p, b, before := started(t)
+	p.write("sick", "Initialize")
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.new})
+	p.rejected(o, err, "sick", before)
+	c, err := control.Dial(control.Socket(p.path(".orchestrator")), control.Hello{Role: control.RoleWorker, Generation: o.Generation})
+	p.check(err)
+	if m, err := c.Receive(); err != nil || m.Type != control.TypeKnown {
+		t.Fatalf("the supervisor answers %q, %v", m.Type, err)
+	}
+	p.check(c.Send(control.Message{Type: control.TypeServing, Serving: &control.Serving{Listen: before.Listen, Outcome: &control.Outcome{Outcome: control.Reloaded, Generation: o.Generation}}}))
+	c.Close()
+	p.check(os.Remove(p.path("sick")))
+	p.nextReloadWorks(b.new)
+	s, err := p.peek()
+	if p.check(err); s.Generation != o.Generation+1 || strings.Contains(p.printed(), "killing it") {
+		t.Errorf("generation %d serves, want %d", s.Generation, o.Generation+1)
+	}
+}

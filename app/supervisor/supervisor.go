@@ -58,6 +58,7 @@ type supervisor struct {
 	crash    crashes
 
 	lastServed int // generation
+	beaten     int // the last generation that the one before it has given up
 
 	last      *control.Outcome
 	events    []control.Event // the last few
@@ -356,10 +357,11 @@ func (s *supervisor) heard(w *worker, m control.Message) {
 	case m.Type == control.TypeServing && m.Serving != nil:
 		fresh := w.serving == nil
 		w.serving = m.Serving
-		if fresh {
+		if fresh && w.generation != s.beaten { // else its last words come late: it is dead
 			s.takesOver(w)
 		}
 	case m.Type == control.TypeOutcome && m.Outcome != nil && w.serving != nil:
+		s.beaten = m.Outcome.Generation
 		s.carriesOn(w)
 		s.answered(w)
 		s.upgraded(*m.Outcome)
@@ -467,7 +469,7 @@ func (s *supervisor) hurry(w *worker) {
 	time.AfterFunc(limit, func() {
 		s.do(func() {
 			for _, other := range s.workers {
-				if s.serving == w && other.watchdog == nil {
+				if s.serving == w && other.serving == nil && other.watchdog == nil {
 					s.say("generation %d (process %d) has not taken over %v after generation %d died: killing it", other.generation, other.pid, limit, w.generation)
 					kill(other.pid)
 				}
