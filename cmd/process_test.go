@@ -67,7 +67,7 @@ func TestMakeRunInATerminal(t *testing.T) {
 		last := []string{"Hello, world", "one", "two"}[i]
 		p.edit("modules/hello/hello.go", `"`+last+`"`, `"`+next+`"`)
 		p.wait(next, func() bool { return p.get("/hello/") == next })
-		if s := p.status(); s.SupervisorPID != before.SupervisorPID || s.Generation != before.Generation+i+1 {
+		if s := p.settled(); s.SupervisorPID != before.SupervisorPID || s.Generation != before.Generation+i+1 {
 			t.Fatalf("supervisor %d, generation %d; want %d, %d", s.SupervisorPID, s.Generation, before.SupervisorPID, before.Generation+i+1)
 		}
 	}

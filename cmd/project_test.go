@@ -308,6 +308,13 @@ func (p *project) status() *control.Status {
 	return s
 }
 
+// settled is the status when no reload is under way: the first answers of new
+// code come a moment before the supervisor hears that it serves.
+func (p *project) settled() (s *control.Status) {
+	p.wait("the outcome", func() bool { s = p.status(); return s.State != "reloading" })
+	return s
+}
+
 // reload runs `reload --json` with args.
 func (p *project) reload(args ...string) (*control.Outcome, int) {
 	out, errs, code := p.command(append([]string{"reload", "--json"}, args...)...)

@@ -258,7 +258,7 @@ func TestSourcesDecide(t *testing.T) {
 		}
 	})
 	t.Run("an edit undone, a touch, a test, an editor's backup", func(t *testing.T) {
-		before := p.status()
+		before := p.settled()
 		p.edit("modules/hello/generated.go", "the second edit", "an edit undone")
 		p.edit("modules/hello/generated.go", "an edit undone", "the second edit")
 		now := time.Now()
@@ -285,7 +285,7 @@ func TestSourcesDecide(t *testing.T) {
 	t.Run("a configuration changes without a build", func(t *testing.T) {
 		p.edit("config/main.yaml", "  - name: hello\n", "  - name: hello\n    path: /greeting/\n")
 		p.wait("the new path", func() bool { return p.get("/greeting/") == "a watched package" })
-		if o := p.status().LastReload; o.StagesMS["build"] != 0 || strings.Join(o.Modules, " ") != "hello" {
+		if o := p.settled().LastReload; o.StagesMS["build"] != 0 || strings.Join(o.Modules, " ") != "hello" {
 			t.Errorf("last reload %+v, want no build and hello", o)
 		}
 		p.edit("config/main.yaml", "path: /greeting/", "paht: /greeting/")

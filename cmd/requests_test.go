@@ -18,12 +18,34 @@ import (
 	"orchestrator/app/control"
 )
 
-// reloadUntil reloads again and again, with every fifth candidate failing,
-// until the clients have done enough, which they say by closing enough.
-func (p *project) reloadUntil(binary string, enough <-chan struct{}) (reloads int) {
+// enough is how many reloads clients should go through, to show something.
+const enough = 10
+
+// reloadDuring reloads to binary all the time, every fifth time to a candidate
+// that fails, while works are done, again and again until there were enough
+// reloads.
+func (p *project) reloadDuring(binary string, works ...func()) (reloads int) {
+	var count atomic.Int64
+	var all sync.WaitGroup
+	end := time.Now().Add(patience)
+	for _, work := range works {
+		all.Go(func() {
+			for again := true; again; again = count.Load() < enough && time.Now().Before(end) {
+				work()
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	defer all.Wait()
+	defer count.Store(enough) // also if a reload fails
 	for ; ; reloads++ {
+		count.Store(int64(reloads))
 		select {
-		case <-enough:
+		case <-done:
+			if reloads < enough {
+				p.t.Fatalf("there were %d reloads only", reloads)
+			}
 			return reloads
 		default:
 		}
@@ -75,10 +97,10 @@ func (e exchange) answers(in *bufio.Reader) (string, error) {
 func TestNoByteOfARequestIsLost(t *testing.T) {
 	t.Parallel()
 	p, binary, address := zooTest(t, "drain: 500ms", "drain: 20s", "max_pause: 250ms", "max_pause: 2s")
-	var clients sync.WaitGroup
+	var clients []func()
 	for _, e := range exchanges {
 		for _, single := range []bool{false, true} {
-			clients.Go(func() {
+			clients = append(clients, func() {
 				c, err := net.Dial("tcp", address)
 				if err != nil {
 					t.Error(err)
@@ -123,14 +145,9 @@ func TestNoByteOfARequestIsLost(t *testing.T) {
 			<-time.After(time.Millisecond)
 		}
 	}()
-	enough := make(chan struct{})
-	go func() { clients.Wait(); close(enough) }()
-	reloads := p.reloadUntil(binary, enough)
+	reloads := p.reloadDuring(binary, clients...)
 	close(leaving)
 	<-left
-	if reloads < 10 {
-		t.Errorf("there were %d reloads only", reloads)
-	}
 	t.Logf("%d reloads", reloads)
 	p.reloads(binary)
 }

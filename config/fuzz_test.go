@@ -1,10 +1,13 @@
 package config
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"strings"
 	"testing"
+	"unicode/utf16"
 )
 
 // FuzzConfig reads any text. It must end, without a panic, with a valid
@@ -16,7 +19,7 @@ func FuzzConfig(f *testing.F) {
 	}
 	for _, text := range []string{
 		string(shipped), "", "app: {hot_reload: maybe}", "modules: [{name: kv, config: &a [*a]}]", "a: &a {<<: *a}", "app: &a {name: *a}",
-		"modules: &m [*m]", "app: {max_state: 99999999999GiB}", "app: {drain: 1h, probation: -1s}", "\xff\xfe", "--- a\n--- b", "? {a: b}\n: c",
+		"modules: &m [*m]", "app: {max_state: 99999999999GiB}", "app: {drain: 1h, probation: -1s}", "\xff\xfe", "\xfe\xff\x00a\x00:\x20\x28\x00:", "--- a\n--- b", "? {a: b}\n: c",
 	} {
 		f.Add([]byte(text))
 	}
@@ -39,16 +42,41 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		lines := strings.Count(strings.ReplaceAll(string(data), "\r", "\n"), "\n") + 2
+		lines := ends(data) + 2
 		for _, err := range leaves(err) {
 			var e *Error
 			if !errors.As(err, &e) {
 				t.Errorf("error %v (%T) has no place", err, err)
-			} else if e.Line < 0 || e.Line > lines+strings.Count(string(data), "\u2028")+strings.Count(string(data), "\u2029")+strings.Count(string(data), "\u0085") {
+			} else if e.Line < 0 || e.Line > lines {
 				t.Errorf("error %v is in line %d of %d", err, e.Line, lines)
 			}
 		}
 	})
+}
+
+// ends counts what YAML takes for the end of a line, in UTF-8 or UTF-16.
+func ends(data []byte) (n int) {
+	text := []rune(string(data))
+	var order binary.ByteOrder
+	switch {
+	case bytes.HasPrefix(data, []byte("\xff\xfe")):
+		order = binary.LittleEndian
+	case bytes.HasPrefix(data, []byte("\xfe\xff")):
+		order = binary.BigEndian
+	}
+	if order != nil {
+		units := make([]uint16, len(data)/2)
+		for i := range units {
+			units[i] = order.Uint16(data[2*i:])
+		}
+		text = utf16.Decode(units)
+	}
+	for _, r := range text {
+		if strings.ContainsRune("\n\r\u0085\u2028\u2029", r) {
+			n++
+		}
+	}
+	return n
 }
 
 func leaves(err error) []error {

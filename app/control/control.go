@@ -154,7 +154,9 @@ type Module struct {
 	Error      string `json:"error,omitempty"`  // why it does not run
 }
 
-// Status answers `orchestrator status`.
+// Status answers `orchestrator status`. New code answers its first requests a
+// moment before the supervisor hears that it serves; until then the state is
+// reloading and the generation is the old one.
 type Status struct {
 	Name          string   `json:"name"`
 	Version       string   `json:"version"`
