@@ -408,15 +408,19 @@ func TestAFullOrReadOnlyRunDirWhileServing(t *testing.T) {
 	if got := p.get("/hello/"); got != "Hello, world" {
 		t.Errorf("GET /hello/ = %q", got)
 	}
+	o, code := p.reload() // needs no space there
+	if code != 0 || o.Generation != 2 {
+		t.Errorf("reload with a full run_dir: exit %d, %+v; want 0, generation 2", code, o)
+	}
 	p.check(os.Remove(runDir + "/filler"))
 
 	p.check(os.Chmod(runDir, 0o555))
-	o, code := p.reload()
+	o, code = p.reload()
 	if code != 3 || !strings.Contains(o.Error, "handoff socket in run_dir") || !strings.Contains(o.Error, "permission denied") {
 		t.Errorf("reload with a read-only run_dir: exit %d, %+v; want 3 and the reason", code, o)
 	}
-	if s := p.status(); s.Generation != 1 || s.State != "serving" {
-		t.Errorf("generation %d is %s, want 1, serving", s.Generation, s.State)
+	if s := p.status(); s.Generation != 2 || s.State != "serving" {
+		t.Errorf("generation %d is %s, want 2, serving", s.Generation, s.State)
 	}
 	p.check(os.Chmod(runDir, 0o755))
 	if o, code := p.reload(); code != 0 {
