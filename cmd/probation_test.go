@@ -74,6 +74,52 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	}
 }
 
+// TestARaisedStateIsNotHandedBack: the old build cannot read what a build with
+// a newer version of a state has exported, and says that it starts from its own.
+func TestARaisedStateIsNotHandedBack(t *testing.T) {
+	t.Parallel()
+	p := probationProject(t, "probation: 5s")
+	raised := strings.Replace(p.read("modules/counter/counter.go"), "Version: 1, Value: &c.state}",
+		"Version: 2, Value: &c.state, Migrate: func(from int, decode func(any) error) error { return decode(&c.state) }}", 1)
+	sick := p.variant("sick", map[string]string{
+		"modules/counter/counter.go": raised,
+		"modules/hello/hello.go": brokenHello("\t\"os\"\n", "", "", "",
+			`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`),
+	})
+	p.startServing()
+	before := p.status()
+	add := func(want int64) {
+		t.Helper()
+		if n, _, err := increment(before.Listen[0]); err != nil || n != want {
+			t.Fatalf("POST /counter/ = %d, %v; want %d", n, err, want)
+		}
+	}
+	add(1)
+	if o, code := p.reload("--binary", sick); code != 0 {
+		t.Fatalf("reload = exit %d, %+v; want reloaded, the state lifted", code, o)
+	}
+	add(2)
+	if code, _, err := do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", "new"); err != nil || code != http.StatusNoContent {
+		t.Fatalf("PUT /kv/key = %d, %v", code, err)
+	}
+	p.write("sick", "")
+	p.wait("the old generation to be back", func() bool {
+		s, err := p.tryStatus()
+		return err == nil && s.State == "serving" && s.PID == before.PID
+	})
+	last := p.status().LastReload
+	if last.Outcome != control.RolledBack || strings.Join(last.Rewound, " ") != "counter" || len(last.Lost) > 0 {
+		t.Errorf("last reload %+v, want rolled back, the counter rewound", last)
+	}
+	if strings.Contains(p.printed(), "nothing was lost") {
+		t.Error("it says that nothing was lost")
+	}
+	add(2)
+	if got := p.get("/kv/key"); got != "new" {
+		t.Errorf("kv has %q, want new", got)
+	}
+}
+
 func TestANewerReloadCutsProbationShort(t *testing.T) {
 	t.Parallel()
 	p := probationProject(t, "probation: 10m")
