@@ -116,7 +116,7 @@ func TestChatMissesNoLine(t *testing.T) {
 			p, b := lightTest(t)
 			place := p.path("failpoint")
 			p.edit("config/main.yaml", "  - name: kv\n", "  - name: chat\n    listen: tcp://127.0.0.1:0\n  - name: kv\n")
-			p.edit("config/main.yaml", "max_pause: 250ms", "max_pause: 2s") // the machine is shared
+			p.configure("drain: 500ms", "drain: 20s", "max_pause: 250ms", "max_pause: 2s") // the machine is shared
 			p.startWith("ORCHESTRATOR_FAILPOINT=" + place)
 			s, err := p.peek()
 			p.check(err)

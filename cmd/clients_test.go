@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"sync"
 	"testing"
 
 	"orchestrator/app/control"
@@ -89,11 +90,13 @@ func TestRealClientsWithTLS(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			p, binary, address := tlsTest(t, "drain: 500ms", "drain: 30s", "max_pause: 250ms", "max_pause: 2s")
-			done := make(chan int)
-			go func() {
-				args := []string{"-c", "8", "-D", "4", "--npn-list=" + protocol, address + "/zoo/echo"}
+			done := make(chan int, 1)
+			var client sync.WaitGroup
+			t.Cleanup(client.Wait) // it speaks to this test
+			client.Go(func() {
+				args := []string{"-c", "8", "-D", "8", "--npn-list=" + protocol, address + "/zoo/echo"}
 				done <- realClient{"h2load", args, h2loadDone, h2loadBad}.run(t)
-			}()
+			})
 			var o *control.Outcome
 			p.wait("its connections to be forwarded", func() bool {
 				s, err := p.peek()

@@ -54,9 +54,10 @@ func (p *project) reloads(binary string) {
 }
 
 // started is a light program that has counted to three.
-func started(t *testing.T) (*project, pair, *control.Status) {
+func started(t *testing.T, edits ...string) (*project, pair, *control.Status) {
 	t.Helper()
 	p, b := lightTest(t)
+	p.configure(edits...)
 	p.startWith()
 	s, err := p.peek()
 	p.check(err)

@@ -179,7 +179,14 @@ func lightTest(t *testing.T) (*project, pair) {
 	return p, b
 }
 
-// start begins run with env.
+// configure replaces, in main.yaml, each first of two edits by the second.
+func (p *project) configure(edits ...string) {
+	for i := 0; i < len(edits); i += 2 {
+		p.edit("config/main.yaml", edits[i], edits[i+1])
+	}
+}
+
+// startWith begins run with env.
 func (p *project) startWith(env ...string) {
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	p.check(err)

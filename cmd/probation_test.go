@@ -20,13 +20,27 @@ func probationProject(t *testing.T, app string) *project {
 	return p
 }
 
+// sickHello is a hello module that is well until there is a file called sick.
+var sickHello = brokenHello("\t\"os\"\n", "", "", "",
+	`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`)
+
+// sicken makes the generation on probation unwell, and waits until the one
+// before it is back. It returns what is said of the reload.
+func (p *project) sicken(before *control.Status) *control.Outcome {
+	p.write("sick", "")
+	p.wait("the old generation to be back", func() bool {
+		s, err := p.tryStatus()
+		return err == nil && s.State == "serving" && s.PID == before.PID
+	})
+	return p.status().LastReload
+}
+
 // TestAnUnwellGenerationHandsBack serves well at first and then not: what it
 // did is kept, on the same connections.
 func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	t.Parallel()
-	p := probationProject(t, "probation: 5s") // it is asked each second
-	sick := p.variant("sick", map[string]string{"modules/hello/hello.go": brokenHello("\t\"os\"\n", "", "", "",
-		`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`)})
+	p := probationProject(t, "probation: 20s") // it is asked each fourth second
+	sick := p.variant("sick", map[string]string{"modules/hello/hello.go": sickHello})
 	p.startServing()
 	before := p.status()
 	c, err := net.Dial("tcp", before.Listen[0])
@@ -43,12 +57,7 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	if code, _, err := do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", "new"); err != nil || code != http.StatusNoContent {
 		t.Fatalf("PUT /kv/key = %d, %v", code, err)
 	}
-	p.write("sick", "")
-	p.wait("the old generation to be back", func() bool {
-		s, err := p.tryStatus()
-		return err == nil && s.State == "serving" && s.PID == before.PID
-	})
-	last := p.status().LastReload
+	last := p.sicken(before)
 	if last.Outcome != control.RolledBack || last.Stage != "healthy" || last.FailedModule != "hello" || !strings.Contains(last.Error, "a headache") || len(last.Rewound) > 0 || len(last.Lost) > 0 {
 		t.Errorf("last reload %+v, want rolled back because of hello's headache, nothing rewound", last)
 	}
@@ -78,13 +87,12 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 // a newer version of a state has exported, and says that it starts from its own.
 func TestARaisedStateIsNotHandedBack(t *testing.T) {
 	t.Parallel()
-	p := probationProject(t, "probation: 5s")
+	p := probationProject(t, "probation: 20s")
 	raised := strings.Replace(p.read("modules/counter/counter.go"), "Version: 1, Value: &c.state}",
 		"Version: 2, Value: &c.state, Migrate: func(from int, decode func(any) error) error { return decode(&c.state) }}", 1)
 	sick := p.variant("sick", map[string]string{
 		"modules/counter/counter.go": raised,
-		"modules/hello/hello.go": brokenHello("\t\"os\"\n", "", "", "",
-			`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`),
+		"modules/hello/hello.go":     sickHello,
 	})
 	p.startServing()
 	before := p.status()
@@ -102,12 +110,7 @@ func TestARaisedStateIsNotHandedBack(t *testing.T) {
 	if code, _, err := do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", "new"); err != nil || code != http.StatusNoContent {
 		t.Fatalf("PUT /kv/key = %d, %v", code, err)
 	}
-	p.write("sick", "")
-	p.wait("the old generation to be back", func() bool {
-		s, err := p.tryStatus()
-		return err == nil && s.State == "serving" && s.PID == before.PID
-	})
-	last := p.status().LastReload
+	last := p.sicken(before)
 	if last.Outcome != control.RolledBack || strings.Join(last.Rewound, " ") != "counter" || len(last.Lost) > 0 {
 		t.Errorf("last reload %+v, want rolled back, the counter rewound", last)
 	}

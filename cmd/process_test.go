@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -134,17 +135,16 @@ func TestKillingTheSupervisorLeavesNothing(t *testing.T) {
 	old := p.processes()
 	p.check(p.cmd.Process.Kill())
 	p.ended()
-	killed := time.Now()
-	p.startServing()
-	p.wait("the old processes to end", func() bool {
-		for _, pid := range old {
-			if syscall.Kill(pid, 0) == nil {
-				return false
-			}
+	killed, gone := time.Now(), make(chan time.Duration)
+	go func() {
+		there := func(pid int) bool { return syscall.Kill(pid, 0) == nil }
+		for slices.ContainsFunc(old, there) && time.Since(killed) < patience {
+			time.Sleep(10 * time.Millisecond)
 		}
-		return true
-	})
-	if took := time.Since(killed); took > 5*time.Second {
+		gone <- time.Since(killed)
+	}()
+	p.startServing()
+	if took := <-gone; took > 5*time.Second {
 		t.Errorf("the old processes were there for %v", took)
 	}
 }

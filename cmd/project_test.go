@@ -24,7 +24,7 @@ import (
 
 // patience bounds every wait for a condition; it is long because machines are
 // slow, and never slept through.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // reporter is what a project needs of *testing.T or of a script.
 type reporter interface {
@@ -315,9 +315,9 @@ func (p *project) settled() (s *control.Status) {
 	return s
 }
 
-// reload runs `reload --json` with args.
+// reload runs `reload --json` with args. Its time includes builds.
 func (p *project) reload(args ...string) (*control.Outcome, int) {
-	out, errs, code := p.command(append([]string{"reload", "--json"}, args...)...)
+	out, errs, code := p.command(append([]string{"reload", "--json", "--timeout=60s"}, args...)...)
 	o := new(control.Outcome)
 	if err := json.Unmarshal([]byte(out), o); err != nil {
 		p.t.Fatalf("reload --json printed %q, %q: %v", out, errs, err)

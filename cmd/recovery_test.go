@@ -107,12 +107,12 @@ func TestAReloadRepairsACrashLoop(t *testing.T) {
 func TestAStartThatHangs(t *testing.T) {
 	t.Parallel()
 	p, b := lightTest(t)
-	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 500ms")
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1500ms")
 	p.startWith()
 	p.write("sick", "factory") // no candidate gets anywhere either
 	before, err := p.peek()
 	p.check(err)
-	o, err := p.upgrade(control.ReloadRequest{Binary: b.new})
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.new, TimeoutMS: 60_000})
 	p.rejected(o, err, "did not answer in time", before)
 	if o.Stage != "config" || o.FailedModule != "counter" && o.FailedModule != "" {
 		t.Errorf("stage %q of module %q is blamed, want config", o.Stage, o.FailedModule)
@@ -135,7 +135,7 @@ func TestAStartThatHangs(t *testing.T) {
 func TestAShutdownThatHangs(t *testing.T) {
 	t.Parallel()
 	p, b := lightTest(t)
-	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1s")
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 2s")
 	p.startWith()
 	p.reloads(b.new)
 	before, err := p.peek()
@@ -247,7 +247,7 @@ func TestACrashDuringADrain(t *testing.T) {
 func TestACandidateThatHangsAlone(t *testing.T) {
 	t.Parallel()
 	p, b := lightTest(t)
-	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1s")
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 2s")
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
 	before, err := p.peek()
 	p.check(err)
@@ -310,6 +310,9 @@ func TestRequestsThatJoin(t *testing.T) {
 		all.Wait()
 		p.wait("the save", func() bool { return p.get("/hello/") == text })
 		drop, plain, hasty := outcomes[0], outcomes[1], outcomes[2]
+		if drop != nil && drop.Outcome == control.Superseded { // the build had ended before they came
+			continue
+		}
 		if drop == nil || plain == nil || hasty == nil || drop.Outcome != control.Reloaded || plain.Outcome == control.Failed {
 			t.Fatalf("reloads: %+v, %+v, %+v", drop, plain, hasty)
 		}
@@ -485,21 +488,21 @@ func TestNobodyReadsTheLog(t *testing.T) {
 func TestARepairWaitsItsTurn(t *testing.T) {
 	t.Parallel()
 	p, b := lightTest(t)
-	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 500ms")
+	p.edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1500ms")
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
 	p.reloads(b.new)
 	_, _, err := increment(p.address())
 	p.check(err)
+	before, err := p.peek()
+	p.check(err)
 	p.write("sick", "Initialize")
 	p.write("failpoint", "candidate.at.initialized exit1")
-	o, err := p.upgrade(control.ReloadRequest{Binary: b.old})
+	o, err := p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
 	if err != nil || o.Outcome != control.Failed {
 		t.Fatalf("reload = %+v, %v; want failed: the rollback does not work", o, err)
 	}
-	before, err := p.peek()
-	p.check(err)
-	p.write("failpoint", "candidate.at.prepared hang")
-	o, err = p.upgrade(control.ReloadRequest{Binary: b.old})
+	p.write("failpoint", "candidate.at.prepared hang") // before the repair starts by itself
+	o, err = p.upgrade(control.ReloadRequest{Binary: b.old, TimeoutMS: 60_000})
 	if err != nil || o.Outcome != control.Rejected {
 		t.Fatalf("reload = %+v, %v; want rejected", o, err)
 	}

@@ -95,13 +95,13 @@ func TestEditorsWays(t *testing.T) {
 		}},
 	} {
 		want := fmt.Sprint("Hello, ", way.name)
-		before := p.status()
+		before, failures := p.status(), strings.Count(p.printed(), "build failed")
 		p.check(way.save([]byte(says(p, want))))
 		p.wait("the new code, saved "+way.name, func() bool { return p.get("/hello/") == want })
 		if s := p.settled(); s.Generation <= before.Generation || s.Generation > before.Generation+2 || s.LastReload.Generation != s.Generation {
 			t.Errorf("%s: generation %d, was %d", way.name, s.Generation, before.Generation)
 		}
-		if i > 2 && strings.Contains(p.printed(), "build failed") {
+		if i > 2 && strings.Count(p.printed(), "build failed") > failures {
 			t.Fatalf("%s: a failure was told", way.name)
 		}
 	}
@@ -171,13 +171,15 @@ func TestABranchSwitch(t *testing.T) {
 	p.startServing()
 	p.wait("the many packages to serve", func() bool { return p.get("/hello/") == "Hello, world "+strings.Repeat("a", packages) })
 	before := p.status()
+	began := time.Now()
 	for _, name := range []string{"b", "a", "b", "a", "c"} {
 		branch(name)
 	}
+	builds := 3 + int(time.Since(began)/(2*time.Second)) // while it is written, one may finish each 2 s
 	want := "Hello, world " + strings.Repeat("c", packages)
 	p.wait("the last content to serve", func() bool { return p.get("/hello/") == want })
 	after := p.settled()
-	if after.LastReload == nil || after.LastReload.Generation != after.Generation || after.Generation > before.Generation+3 || strings.Contains(p.printed(), "build failed") {
+	if after.LastReload == nil || after.LastReload.Generation != after.Generation || after.Generation > before.Generation+builds || strings.Contains(p.printed(), "build failed") {
 		t.Errorf("generation %d after %d: too many builds", after.Generation, before.Generation)
 	}
 	if peak := statusField(after.SupervisorPID, "VmHWM:"); peak > 256 {
@@ -192,7 +194,7 @@ func TestABuildDiesWithTheSupervisor(t *testing.T) {
 	p := testProject(t)
 	p.startServing()
 	p.write("modules/hello/slow.go", "package hello\n\nimport _ \"go/types\"\n") // not there yet: go build
-	p.wait("the build to begin", func() bool { return len(p.processes()) > 3 })
+	p.wait("the build to begin", func() bool { return builds(p) > 0 })
 	p.check(p.cmd.Process.Kill())
 	<-p.exit
 	p.done = true
@@ -306,14 +308,24 @@ func TestAHalfWrittenConfiguration(t *testing.T) {
 	if got, _, err := increment(p.address()); err != nil || got != 1 {
 		t.Fatalf("POST /counter/ = %d, %v", got, err)
 	}
-	for i := range 5 {
+	for i, judged := 0, 0; judged < 5; i++ {
 		text := strings.Replace(standardConfig, "  - name: hello\n", fmt.Sprintf("  - name: hello\n    path: /hello%d/\n", i), 1)
 		before := p.status().Generation
+		began := time.Now()
 		p.check(os.Truncate(p.path("config/main.yaml"), 0))
 		<-time.After(30 * time.Millisecond) // the editor's pace
 		p.write("config/main.yaml", text)
+		slow := time.Since(began) > 200*time.Millisecond // no editor is: it may be believed
+		if slow && i == 50 {
+			t.Fatal("this machine is too slow to be an editor")
+		}
 		p.wait("the new path", func() bool { return p.get(fmt.Sprintf("/hello%d/", i)) == "Hello, world" })
-		if s := p.settled(); s.Generation != before+1 || strings.Join(s.LastReload.Modules, " ") != "hello" {
+		s := p.settled()
+		if slow {
+			continue
+		}
+		judged++
+		if s.Generation != before+1 || strings.Join(s.LastReload.Modules, " ") != "hello" {
 			t.Errorf("save %d: generation %d after %d, last reload %+v", i, s.Generation, before, *s.LastReload)
 		}
 	}

@@ -147,7 +147,8 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 	for _, h2 := range []bool{true, false} {
 		t.Run(fmt.Sprint("HTTP/2 ", h2), func(t *testing.T) {
 			t.Parallel()
-			p, binary, address := tlsTest(t, "drain: 500ms", "drain: 3s")
+			p, binary, address := tlsTest(t, "drain: 500ms", "drain: 10s")
+			p.edit("config/main.yaml", "drain: 10s", "drain: 3s") // for the generation that comes
 			c, dialled := httpsClient(h2)
 			defer c.CloseIdleConnections()
 			before, err := ask(c, http.MethodGet, address+"/zoo/origin?a=1;b&c", "")
@@ -199,7 +200,7 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 // everything back: none fails, and none is counted twice.
 func TestForwardedRequestsComeBack(t *testing.T) {
 	t.Parallel()
-	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 20s", "probation: 300ms", "probation: 5s")
+	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 20s", "probation: 300ms", "probation: 10s")
 	before, err := p.peek()
 	p.check(err)
 	var clients sync.WaitGroup
@@ -208,6 +209,9 @@ func TestForwardedRequestsComeBack(t *testing.T) {
 	for range 8 {
 		c, dialled := httpsClient(true)
 		defer c.CloseIdleConnections()
+		_, err := ask(c, http.MethodPost, address+"/counter/", "") // it is connected
+		p.check(err)
+		answered.Add(1)
 		clients.Go(func() {
 			for {
 				select {
@@ -256,7 +260,7 @@ func TestForwardedRequestsComeBack(t *testing.T) {
 // holds no reload up.
 func TestUpgradesOverTLS(t *testing.T) {
 	t.Parallel()
-	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 3s")
+	p, binary, address := tlsTest(t, "drain: 500ms", "drain: 20s")
 	dial := func() (*tls.Conn, *bufio.Reader) {
 		c, err := tls.Dial("tcp", strings.TrimPrefix(address, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 		p.check(err)

@@ -25,7 +25,7 @@ func TestWebSocketsStayOpen(t *testing.T) {
 		t.Run(fmt.Sprint("setbacks ", bad), func(t *testing.T) {
 			t.Parallel()
 			const clients, reloads = 20, 20
-			p, binary, address := zooTest(t, "max_pause: 250ms", "max_pause: 2s")
+			p, binary, address := zooTest(t, "drain: 500ms", "drain: 20s", "max_pause: 250ms", "max_pause: 2s")
 			stop := make(chan struct{})
 			var all sync.WaitGroup
 			var messages atomic.Int64

@@ -203,9 +203,7 @@ func zooStart(p *project, edits ...string) (_ *project, binary, address string) 
 	p.check(os.Remove(p.path("bin/orchestrator")))
 	p.check(os.Link(binary, p.path("bin/orchestrator")))
 	p.edit("config/main.yaml", "  - name: kv\n", "  - name: zoo\n  - name: kv\n")
-	for i := 0; i < len(edits); i += 2 {
-		p.edit("config/main.yaml", edits[i], edits[i+1])
-	}
+	p.configure(edits...)
 	p.startWith("ORCHESTRATOR_FAILPOINT=" + p.path("failpoint"))
 	return p, binary, p.address()
 }

@@ -65,9 +65,13 @@ func TestCommands(t *testing.T) {
 	// A cancelled command ends at once, with what it started.
 	cause := errors.New("changed my mind")
 	ctx, cancel := context.WithCancelCause(context.Background())
+	began := time.Now()
 	time.AfterFunc(50*time.Millisecond, func() { cancel(cause) })
 	if _, err := r.command(ctx, build.Command{Args: []string{"sh", "-c", "sleep 300 & sleep 300"}}); !errors.Is(err, cause) {
 		t.Errorf("command = %v, want %v", err, cause)
+	}
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("a cancelled command took %v", took)
 	}
 }
 
