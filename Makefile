@@ -21,23 +21,24 @@ test: ## run all tests
 	$(GO) test $(RACE) -shuffle=on -timeout 15m ./...
 
 crash: ## make every step of a reload fail in every way, and print the table
-	CRASH_TABLE=1 $(GO) test $(RACE) -count=1 -timeout 30m -run TestCrashMatrix -v ./cmd
+	CRASH=all CRASH_TABLE=1 $(GO) test $(RACE) -count=1 -timeout 30m -run TestCrashMatrix -v ./app/e2e/failures
 
 soak: ## reload 1,000 times under load, every second time to a bad candidate
-	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./cmd
+	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./app/e2e/soak
 
 bench: ## measure: from save to serving beside the peers, pauses, throughput, large states
-	BENCH_EDITS=15 $(GO) test -count=1 -run TestSaveToServing -timeout 60m -v ./cmd
-	BENCH_COST=1 $(GO) test -count=1 -run 'TestReloadCost|TestSaveToFailure' -timeout 60m -v ./cmd
-	$(GO) test -run XXX -bench Pause -benchtime 200x -timeout 30m ./cmd
-	$(GO) test -run XXX -bench Throughput -benchtime 3x ./app
-	$(GO) test -run XXX -bench 1GiB -benchtime 5x -timeout 30m ./cmd
+	$(GO) run ./cmd/bench save
+	$(GO) run ./cmd/bench failure
+	$(GO) run ./cmd/bench cost
+	$(GO) test -run XXX -bench Pause -benchtime 200x -timeout 30m ./app/e2e/upgrade
+	$(GO) test -run XXX -bench Throughput -benchtime 3x ./app/internal/worker
+	$(GO) test -run XXX -bench 1GiB -benchtime 5x -timeout 30m ./app/e2e/upgrade
 
 bench-heavy: ## measure from save to serving with all of Caddy linked in
-	BENCH_HEAVY=15 $(GO) test -count=1 -run TestHeavyDependencies -timeout 60m -v ./cmd
+	$(GO) run ./cmd/bench heavy
 
 edits: ## edit a program at random, 500 times, and compare the direct build with go build
-	EDITS=500 $(GO) test -count=1 -run TestRandomEdits -timeout 60m -v ./app/build
+	EDITS=500 $(GO) test -count=1 -run TestRandomEdits -timeout 60m -v ./app/internal/build
 
 fuzz: ## look for inputs that break the decoders, ten minutes each
 	$(GO) test -run XXX -fuzz FuzzLink -fuzztime 10m ./handoff
@@ -58,4 +59,9 @@ check: lint test ## everything a commit must pass
 fmt: ## format the code
 	gofmt -w .
 
-.PHONY: help build run test crash soak bench bench-heavy edits fuzz lint check fmt
+rename: ## give the module another path: make rename MODULE=github.com/you/orchestrator
+	@test -n "$(MODULE)" || { echo "make rename MODULE=github.com/you/orchestrator"; exit 2; }
+	@old=$$($(GO) list -m) && git ls-files | xargs grep -IlF "$$old" | xargs sed -i.bak "s#$$old#$(MODULE)#g" && git ls-files | sed 's/$$/.bak/' | xargs rm -f
+	gofmt -w . && $(GO) build ./...
+
+.PHONY: help build run test crash soak bench bench-heavy edits fuzz lint check fmt rename

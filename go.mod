@@ -1,4 +1,4 @@
-module orchestrator
+module example.org/orchestrator
 
 go 1.26.0
 

@@ -1,479 +1,73 @@
-// Package app is the life of one generation: it starts the configured
-// modules, serves their requests, hands everything over to the next
-// generation when told to, and takes everything back when that one fails.
+// Package app is everything that the command line calls, and the map of the
+// rooms behind it.
 //
-// A generation is a worker process. It is told what to do by the supervisor,
-// over the link whose other end is app/control, and it ends when that link
-// does. [Run] is its whole life.
+// An orchestrator is several processes of one binary:
 //
-//	start ─▶ serving ─▶ holding ─▶ stopped ─▶ committed ─▶ exit
-//	            ▲          │          │           │  (stands by)
-//	            └── release ┴─ roll back ┴───────────┘   the candidate failed
+//	Supervise   the stable process: app/internal/supervisor
+//	Work        one generation of the program: app/internal/worker
+//	Check       neither: it looks at a configuration
 //
-// upgrade.go is the old generation's side of a handoff, candidate.go the new
-// one's, rollback.go the way back; package handoff carries the conversation.
+// The rooms of app/internal, from top to bottom; arrows between them point down
+// only:
+//
+//	supervisor   starts generations, has one replace the other, watches, builds
+//	worker       runs modules, hands over to the next generation
+//	control      what those two say to each other
+//	serve        listeners, connections, HTTP
+//	build        sources -> binary
+//	sources      what a build reads, what it says, when to look
+//	proc         starts and reaps processes
+//	wire         JSON lines between processes of different builds
+//	console      lines for people, which never make anybody wait
+//
+// Others may use app/client, which talks to a running program, and, in the
+// modules they write, app/eventbus and app/apptest.
 package app
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"runtime"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"orchestrator/app/control"
-	"orchestrator/app/eventbus"
-	"orchestrator/app/serve"
-	"orchestrator/config"
-	"orchestrator/handoff"
-	"orchestrator/modules"
-	"orchestrator/modules/topics"
+	"example.org/orchestrator/app/internal/console"
+	"example.org/orchestrator/app/internal/supervisor"
+	"example.org/orchestrator/app/internal/worker"
+	"example.org/orchestrator/modules"
 )
 
-// Log lines that people and tests search for.
-const (
-	logInitialized  = "Application initialized (hot-reload=%s)"
-	logReloaded     = "Module '%s' reloaded successfully"
-	logReloadFailed = "Failed to reload module '%s': %s"
-)
+// SupervisorOptions are what a supervisor needs to know. Out and Log are set by
+// [Supervise].
+type SupervisorOptions = supervisor.Options
 
-// Exit codes of a worker, which become the program's when it never served.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitConfig = 2
-)
+// WorkerOptions are what a generation is made of. Out and Log are set by [Work].
+type WorkerOptions = worker.Options
 
-// Options are what a generation is made of.
-type Options struct {
-	ConfigFile string
-	RunDir     string // as the supervisor understood it
-	Modules    modules.List
-	Log        *slog.Logger
-	Out        io.Writer // for people
+// flushTime is how long the last lines may take to be printed.
+const flushTime = time.Second
+
+// Supervise is the life of the stable process. It returns the program's exit
+// code. It prints to stderr, and to a logger that log makes, and never waits
+// for whoever reads that.
+func Supervise(opts SupervisorOptions, stderr io.Writer, log func(io.Writer) *slog.Logger) (int, error) {
+	out := console.New(stderr)
+	defer out.Flush(flushTime)
+	opts.Out, opts.Log = out, log(out)
+	return supervisor.Run(opts)
 }
 
-// generation is a worker process.
-type generation struct {
-	opts     Options
-	cfg      *config.Config
-	number   int
-	log      *slog.Logger
-	upgrader *handoff.Upgrader
-	link     *control.Conn
-	out      *outbox // sends on link
-	bus      *eventbus.Root
-	own      *eventbus.Bus // the framework's client
-	server   *serve.Server
-	routes   *routes
-	listen   map[string]string // owner -> address; "" is HTTP
-
-	starting sync.Mutex  // held while modules of the set are started or stopped
-	stopping atomic.Bool // the program ends
-	repaired atomic.Bool // a fresh process of this build was asked for, or is this one
-	settled  <-chan bool // receives whether this generation stays, after its probation; nil without one
-
-	mu   sync.Mutex // guards the fields below, which rollbacks replace
-	set  *moduleSet
-	runs *background
+// Work is the life of one generation's process. It returns its exit code, and
+// prints as [Supervise] does.
+func Work(opts WorkerOptions, stderr io.Writer, log func(io.Writer) *slog.Logger) int {
+	out := console.New(stderr)
+	defer out.Flush(flushTime)
+	opts.Out, opts.Log = out, log(out)
+	return worker.Run(opts)
 }
 
-// Run is the life of a worker process; its result is the exit code.
-func Run(opts Options) int {
-	log := opts.Log
-	upgrader, err := handoff.New()
-	if err != nil {
-		log.Error("cannot start", "err", err)
-		return exitFailed
-	}
-	g := &generation{
-		opts:     opts,
-		number:   upgrader.Generation(),
-		log:      log.With("generation", upgrader.Generation()),
-		upgrader: upgrader,
-	}
-	g.bus = eventbus.New(eventbus.Options{Log: g.log})
-	g.own = g.bus.Client("orchestrator")
-	g.routes = &routes{}
-	g.link, err = control.Dial(control.Socket(opts.RunDir), control.Hello{Role: control.RoleWorker, Generation: g.number})
-	if err != nil {
-		g.log.Error("cannot reach the supervisor", "err", err)
-		return exitFailed
-	}
-	defer g.link.Close()
-	// The supervisor must know of this generation before the one before it
-	// may go, or it would think that none is left.
-	if m, err := g.link.Receive(); err != nil || m.Type != control.TypeKnown {
-		g.log.Error("the supervisor does not accept this worker", "got", m.Type, "err", err)
-		return exitFailed
-	}
-	g.out = newOutbox(g.link)
-	g.bus.Tap(g.forward)
+// Check finds what is wrong with a configuration and a list of modules before
+// anything is started. Factories are called, nothing else of a module is.
+func Check(file string, list modules.List) error { return worker.Check(file, list) }
 
-	orders := make(chan control.Message)
-	go g.receive(orders)
-
-	start := g.startFirst
-	if upgrader.HasPredecessor() {
-		start = g.takeOver
-	}
-	if err := start(context.Background()); err != nil {
-		if !upgrader.HasPredecessor() {
-			var where *handoff.UpgradeError
-			if errors.As(err, &where) && where.Stage == handoff.StageConfig {
-				fmt.Fprintln(opts.Out, where.Err) // a line each mistake
-			} else {
-				g.log.Error("cannot start", "err", err)
-			}
-		}
-		if config.IsInvalid(err) {
-			return exitConfig
-		}
-		return exitFailed
-	}
-	return g.serve(orders)
-}
-
-// receive passes the supervisor's orders on. When the supervisor is gone the
-// last order is to stop.
-func (g *generation) receive(orders chan<- control.Message) {
-	for {
-		m, err := g.link.Receive()
-		if errors.Is(err, control.ErrGarbled) {
-			g.log.Warn("passed over a message of the supervisor", "err", err)
-			continue
-		}
-		if err != nil {
-			orders <- control.Message{Type: control.TypeStop, Error: "the supervisor is gone"}
-			return
-		}
-		orders <- m
-	}
-}
-
-// forward tells the supervisor of each event.
-func (g *generation) forward(e eventbus.Event) {
-	data, err := json.Marshal(e.Data)
-	if err != nil {
-		data, _ = json.Marshal(map[string]string{"error": err.Error()})
-	}
-	g.out.push(control.Message{Type: control.TypeEvent, Event: &control.Event{Time: e.Time, Generation: g.number, Topic: e.Topic, Data: data}})
-}
-
-// load reads the configuration.
-func (g *generation) load() error {
-	cfg, err := config.Load(g.opts.ConfigFile, g.opts.Modules.Names())
-	if err != nil {
-		return fault(handoff.StageConfig, "", err)
-	}
-	if cfg.Empty() && g.upgrader.HasPredecessor() {
-		return fault(handoff.StageConfig, "", cfg.ErrorAt("", "it is empty: is it being written? A reload to no module at all would lose every state; restart run for that"))
-	}
-	if cfg.App.RunDir != g.opts.RunDir {
-		return fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
-	}
-	g.cfg = cfg
-	return nil
-}
-
-// make makes the modules and the server.
-func (g *generation) make(progress func(stage, module string)) (*moduleSet, error) {
-	progress(handoff.StageConfig, "")
-	if err := g.opts.Modules.Check(); err != nil {
-		var entry *modules.EntryError
-		errors.As(err, &entry)
-		return nil, fault(handoff.StageConfig, entry.Module, entry.Err)
-	}
-	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, progress)
-	if err != nil {
-		return nil, err
-	}
-	set.started = g.routes.started
-	g.routes.begin()
-	security, err := loadTLS(g.cfg)
-	if err != nil {
-		return nil, fault(handoff.StageConfig, "", err)
-	}
-	g.server = serve.New(g.routes, serve.Options{
-		Log:       g.log,
-		TLS:       security,
-		Stream:    g.routes.handleConn,
-		Moving:    modules.ErrMoving,
-		Reloading: modules.ErrReloading,
-	})
-	return set, nil
-}
-
-// startFirst starts a generation that nothing came before.
-func (g *generation) startFirst(ctx context.Context) error {
-	if err := g.load(); err != nil {
-		return err
-	}
-	set, err := g.make(silent)
-	if err != nil {
-		return err
-	}
-	g.set = set
-	err = g.bind()
-	if err == nil {
-		err = set.prepare(ctx)
-	}
-	if err == nil {
-		err = set.initialize(ctx, never)
-	}
-	if err == nil {
-		err = g.upgrader.Ready()
-	}
-	if err != nil {
-		return errors.Join(err, set.shutdown(ctx, never))
-	}
-	for _, in := range set.list {
-		in.since = g.number
-	}
-	g.resume(set)
-	mode := "disabled"
-	if g.cfg.App.HotReload {
-		mode = "enabled"
-	}
-	g.log.Info(fmt.Sprintf(logInitialized, mode), "listen", g.listen[""], "pid", os.Getpid())
-	g.report(nil)
-	return nil
-}
-
-// resume serves with set, and does its background work. Modules that are down
-// answer 503 and are tried again.
-func (g *generation) resume(set *moduleSet) {
-	g.routes.mount(g.cfg, set)
-	g.mu.Lock()
-	runs := set.run()
-	g.set, g.runs = set, runs
-	for _, in := range set.list {
-		if in.down != nil {
-			g.routes.fail(in.name, in.down)
-			runs.tasks.Go(func() { g.revive(runs, in) })
-		}
-	}
-	g.mu.Unlock()
-	g.server.Release()
-}
-
-// report tells the supervisor that this generation serves.
-func (g *generation) report(outcome *control.Outcome) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	s := &control.Serving{
-		Name:      g.cfg.App.Name,
-		Version:   g.cfg.App.Version,
-		HotReload: g.cfg.App.HotReload,
-		Listen:    []string{g.listen[""]},
-		Modules:   []control.Module{},
-		StopMS:    g.stopLimit().Milliseconds(),
-		Outcome:   outcome,
-
-		RestartOlderBuild: g.cfg.App.RestartOlderBuild,
-	}
-	for _, in := range g.set.list {
-		m := control.Module{Name: in.name, State: "running", Generation: in.since, Listen: g.listen[in.name]}
-		if in.down != nil {
-			m.State, m.Error, s.Degraded = "failed", in.down.Error(), true
-		}
-		_, m.Stateful = in.module.(modules.Stateful)
-		s.Modules = append(s.Modules, m)
-	}
-	g.send(control.Message{Type: control.TypeServing, Serving: s})
-}
-
-// stopLimit is the longest that a graceful stop may take.
-func (g *generation) stopLimit() time.Duration {
-	return g.cfg.App.Drain + g.cfg.App.HookTimeout*time.Duration(2*len(g.cfg.Modules)+1) + time.Second
-}
-
-// send tells the supervisor something. If it is gone, so is this process soon.
-func (g *generation) send(m control.Message) {
-	g.out.push(m)
-}
-
-// handingOver is an upgrade under way.
-type handingOver struct {
-	done   chan bool // receives whether the next generation took over
-	cancel context.CancelCauseFunc
-	settle func() // ends the probation of the next generation
-}
-
-func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	now := make(chan struct{})
-	h := &handingOver{done: make(chan bool, 1), cancel: cancel, settle: sync.OnceFunc(func() { close(now) })}
-	go func() {
-		defer cancel(nil)
-		h.done <- g.upgrade(ctx, order, now)
-	}()
-	return h
-}
-
-// serve obeys the supervisor until the generation ends. An upgrade waits for
-// the end of this generation's own probation.
-func (g *generation) serve(orders <-chan control.Message) int {
-	var (
-		next     *control.Upgrade
-		upgrade  *handingOver
-		upgraded chan bool
-	)
-	for {
-		if upgrade == nil && g.settled == nil {
-			if g.stopping.Load() {
-				return g.stop()
-			}
-			if next != nil {
-				upgrade = g.beginUpgrade(*next)
-				next, upgraded = nil, upgrade.done
-			}
-		}
-		select {
-		case committed := <-upgraded:
-			upgrade, upgraded = nil, nil
-			if committed {
-				g.out.flush(time.Second)
-				g.server.Close()
-				return exitOK
-			}
-		case stays := <-g.settled:
-			g.settled = nil
-			if !stays {
-				g.out.flush(time.Second)
-				return exitFailed
-			}
-		case m := <-orders:
-			switch m.Type {
-			case control.TypeUpgrade: // one at a time: that before has told its outcome
-				next = m.Upgrade
-			case control.TypeCancel:
-				if next != nil {
-					g.refuse(next, m.Error)
-					next = nil
-				} else if upgrade != nil {
-					upgrade.cancel(errors.New(m.Error))
-				}
-			case control.TypeSettle:
-				if upgrade != nil {
-					upgrade.settle()
-				}
-			case control.TypeFailure:
-				if m.Failure != nil {
-					g.publishFailure(m.Failure)
-				}
-			case control.TypeStatus:
-				runtime.GC()
-				g.send(control.Message{Type: control.TypeStatus, Status: &control.Status{Goroutines: runtime.NumGoroutine()}})
-			case control.TypeStop:
-				g.stopping.Store(true)
-				if upgrade != nil {
-					upgrade.cancel(errors.New("the program is stopping"))
-					upgrade.settle()
-				}
-			}
-		}
-	}
-}
-
-// refuse answers an upgrade that has not begun.
-func (g *generation) refuse(order *control.Upgrade, why string) {
-	g.send(control.Message{Type: control.TypeOutcome, Outcome: &control.Outcome{
-		Outcome: control.Rejected, Generation: order.Generation, Stage: handoff.StageStart, Error: why,
-	}})
-}
-
-// stop ends the program's last generation gracefully: requests in flight get
-// the drain time, then the modules shut down.
-func (g *generation) stop() int {
-	code := exitOK
-	if err := g.holdOrCut(time.Second); err != nil {
-		g.log.Warn("stopping with requests unfinished", "err", err)
-	}
-	if err := g.endRuns(context.Background()); err != nil {
-		g.log.Warn("stopping in spite of it", "err", err)
-	}
-	g.starting.Lock()
-	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background(), never); err != nil {
-		g.log.Error("shutdown failed", "err", err)
-		code = exitFailed
-	}
-	g.server.Close()
-	g.upgrader.Stop()
-	g.out.flush(time.Second)
-	return code
-}
-
-// holdOrCut lets requests finish for the drain time, and then cancels them and
-// gives them a last one.
-func (g *generation) holdOrCut(last time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	if g.server.Hold(ctx) == nil {
-		return nil
-	}
-	g.server.Cut()
-	ctx, cancel = context.WithTimeout(context.Background(), last)
-	defer cancel()
-	return g.server.Hold(ctx)
-}
-
-// endRuns waits for the background work to end, within the hook's deadline.
-func (g *generation) endRuns(ctx context.Context) error {
-	g.mu.Lock()
-	runs := g.runs
-	g.runs = nil
-	g.mu.Unlock()
-	if runs == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout is over"))
-	defer cancel()
-	return runs.end(ctx)
-}
-
-// affected names the modules of set that a change of packages concerns; all
-// when that cannot be told.
-func affected(set *moduleSet, changed []string, unknown bool) []string {
-	if unknown {
-		return set.names()
-	}
-	names := []string{}
-	for _, in := range set.list {
-		if slices.Contains(changed, modules.Package(in.module)) {
-			names = append(names, in.name)
-		}
-	}
-	return names
-}
-
-// publishFailure tells the modules and the log of a reload that changed nothing.
-func (g *generation) publishFailure(f *control.Failure) {
-	g.mu.Lock()
-	names := affected(g.set, f.Changed, f.Unknown)
-	g.mu.Unlock()
-	o := f.Outcome
-	if o.FailedModule != "" && !slices.Contains(names, o.FailedModule) {
-		names = append(names, o.FailedModule)
-	}
-	topic := topics.ModuleReloadFailed
-	if o.Outcome == control.RolledBack {
-		topic = topics.ModuleRolledBack
-	}
-	for _, name := range names {
-		g.log.Error(fmt.Sprintf(logReloadFailed, name, o.Error), "stage", o.Stage)
-		eventbus.Publish(g.own, topic, topics.Module{Name: name, Generation: o.Generation, Stage: o.Stage, Error: o.Error})
-	}
-	eventbus.Publish(g.own, topics.AppReloadFailed, topics.App{
-		Generation: o.Generation, Outcome: o.Outcome, Modules: names, Stage: o.Stage, Error: o.Error,
-		PauseMS: o.StagesMS["pause"], Held: o.Held, Moved: o.Moved, Forwarded: o.Forwarded, Cancelled: o.Cancelled,
-	})
-}
+// Version is that of this orchestrator. CHANGELOG.md and config/main.yaml name
+// the same one, which a test checks.
+const Version = "0.1.0"

@@ -1,9 +1,13 @@
 // Package cmd is the command line. [Main] is a whole program; what modules it
 // has is up to the caller.
+//
+// Each command has a file of its own. Adding one means: its file, and its line
+// in [command].
 package cmd
 
 import (
-	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,20 +21,17 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"orchestrator/app"
-	"orchestrator/app/supervisor"
-	"orchestrator/config"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/modules"
 )
 
-// Exit codes, part of the contract.
+// Exit codes, part of the contract. Those of a reload are the outcome's.
 const (
-	exitOK         = 0
-	exitFailed     = 1
+	exitOK         = client.ExitOK
+	exitFailed     = client.ExitFailed
 	exitUsage      = 2 // also a wrong configuration, for run and check
-	exitRejected   = 3 // or superseded: the old generation still serves
 	exitNotRunning = 4
-	exitBuild      = 5 // the build failed, the old generation still serves
 )
 
 // exitError ends the program with a code.
@@ -48,6 +49,15 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// exit is an error that ends the program with code, nil for 0. The reason has
+// been printed.
+func exit(code int) error {
+	if code == exitOK {
+		return nil
+	}
+	return &exitError{code, nil}
+}
+
 // Main runs the command line of a program with these modules and exits.
 func Main(list modules.List) {
 	os.Exit(run(list, os.Args[1:], os.Stdout, os.Stderr))
@@ -58,18 +68,19 @@ func run(list modules.List, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.Execute()
+	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return exitOK
 	}
+	code := exitUsage // what cobra itself refuses
 	var exit *exitError
-	if !errors.As(err, &exit) {
-		exit = &exitError{exitUsage, err} // what cobra itself refuses
+	if errors.As(err, &exit) {
+		code, err = exit.code, exit.err
 	}
-	if exit.err != nil {
-		fmt.Fprintln(stderr, exit.err)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
 	}
-	return exit.code
+	return code
 }
 
 func command(list modules.List) *cobra.Command {
@@ -97,98 +108,16 @@ func command(list modules.List) *cobra.Command {
 	return root
 }
 
-func runCommand(list modules.List, file *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "run",
-		Short: "Run the program in the foreground; SIGHUP reloads, SIGTERM and Ctrl-C stop",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			withoutSIGPIPE()
-			// In development only the build to come knows all its modules.
-			hot := config.HotReload(*file)
-			cfg, err := config.Load(*file, list.Names())
-			if err != nil && (!hot || !config.IsInvalid(err) || !fileExists(*file)) {
-				return invalid(err)
-			}
-			runDir := config.RunDir(*file)
-			if cfg != nil {
-				runDir = cfg.App.RunDir
-			}
-			binary, err := program()
-			if err != nil {
-				return &exitError{exitFailed, fmt.Errorf("find this program: %w", err)}
-			}
-			settings := config.BuildSettings(*file)
-			code, err := supervisor.Run(supervisor.Options{
-				ConfigFile: *file,
-				RunDir:     runDir,
-				HotReload:  hot,
-				Binary:     binary,
-				Package:    cmp.Or(settings.Package, mainPackage()),
-				Flags:      settings.Flags,
-				Debug:      settings.Debug,
-				Direct:     settings.Direct,
-				WorkerArgs: []string{"worker", "--config", *file, "--run-dir", runDir},
-				Log:        logger(c.ErrOrStderr()),
-				Out:        c.ErrOrStderr(),
-			})
-			if err != nil {
-				return &exitError{max(code, exitFailed), err}
-			}
-			if code != exitOK {
-				return &exitError{code, nil}
-			}
-			return nil
-		},
+// failure gives an error of package client its exit code.
+func failure(err error) error {
+	var nobody *client.NotRunningError
+	if errors.As(err, &nobody) {
+		return &exitError{exitNotRunning, err}
 	}
+	return &exitError{exitFailed, err}
 }
 
-// workerCommand is how the supervisor and older generations start a worker.
-func workerCommand(list modules.List, file *string) *cobra.Command {
-	c := &cobra.Command{Use: "worker", Hidden: true, Args: cobra.NoArgs}
-	runDir := c.Flags().String("run-dir", "", "")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		withoutSIGPIPE()
-		code := app.Run(app.Options{ConfigFile: *file, RunDir: *runDir, Modules: list, Log: logger(c.ErrOrStderr()), Out: c.ErrOrStderr()})
-		if code != exitOK {
-			return &exitError{code, nil}
-		}
-		return nil
-	}
-	return c
-}
-
-func checkCommand(list modules.List, file *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "check",
-		Short: "Check a configuration with this program's modules",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := app.Check(*file, list); err != nil {
-				return invalid(err)
-			}
-			fmt.Fprintf(c.OutOrStdout(), "%s is valid\n", *file)
-			return nil
-		},
-	}
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print what this program was built from",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			info, ok := debug.ReadBuildInfo()
-			if !ok {
-				return &exitError{exitFailed, errors.New("this program carries no build information")}
-			}
-			fmt.Fprintf(c.OutOrStdout(), "orchestrator %s (%s, %s)\n", info.Main.Version, info.Path, info.GoVersion)
-			return nil
-		},
-	}
-}
-
+// invalid gives an error about a configuration its exit code.
 func invalid(err error) error {
 	if config.IsInvalid(err) {
 		return &exitError{exitUsage, err}
@@ -196,10 +125,13 @@ func invalid(err error) error {
 	return &exitError{exitFailed, err}
 }
 
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
+func printJSON(w io.Writer, v any) error {
+	return json.NewEncoder(w).Encode(v)
 }
+
+// withoutSIGPIPE has writes to a terminal or a pipe whose other end is gone
+// fail. Otherwise they would end the process without a Shutdown.
+func withoutSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // program is the path that this program was started by. [os.Executable] would
 // be what a symbolic link in it led to at that time, and a reload is to follow
@@ -224,10 +156,6 @@ func sameFile(a, b string) bool {
 	infoB, errB := os.Stat(b)
 	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
-
-// withoutSIGPIPE has writes to a terminal or a pipe whose other end is gone
-// fail. Otherwise they would end the process without a Shutdown.
-func withoutSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // mainPackage is the import path this program was built from.
 func mainPackage() string {

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"orchestrator/config"
+	"example.org/orchestrator/config"
 )
 
 var compiledIn = []string{"hello", "counter", "chat", "kv"}

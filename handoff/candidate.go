@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"orchestrator/handoff/failpoint"
+	"example.org/orchestrator/handoff/failpoint"
 )
 
 // Candidate is the next generation as the serving one sees it.

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"orchestrator/handoff/failpoint"
+	"example.org/orchestrator/handoff/failpoint"
 )
 
 // maxFrame bounds a message; states travel in a file, not in messages.

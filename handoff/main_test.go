@@ -10,7 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"orchestrator/handoff/failpoint"
+	"example.org/orchestrator/handoff/failpoint"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -7,7 +7,7 @@ import (
 	"net"
 	"os"
 
-	"orchestrator/handoff/failpoint"
+	"example.org/orchestrator/handoff/failpoint"
 )
 
 // ErrPredecessorGone tells a candidate that the old generation has died.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"orchestrator/handoff/failpoint"
+	"example.org/orchestrator/handoff/failpoint"
 )
 
 // TestOtherVersionsAreRefused greets as a candidate of another time.

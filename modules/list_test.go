@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 // plain implements what is mandatory.
@@ -83,7 +83,7 @@ func TestListNamesTheModuleThatIsWrong(t *testing.T) {
 }
 
 func TestPackage(t *testing.T) {
-	if got := modules.Package(&plain{}); got != "orchestrator/modules_test" {
+	if got := modules.Package(&plain{}); got != "example.org/orchestrator/modules_test" {
 		t.Errorf("Package = %q", got)
 	}
 }

@@ -38,8 +38,8 @@ import (
 	"log/slog"
 	"net/http"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/config"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/config"
 )
 
 // Module is what every module implements.

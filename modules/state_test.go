@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"orchestrator/modules"
+	"example.org/orchestrator/modules"
 )
 
 type stateful struct{ value any }

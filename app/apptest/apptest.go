@@ -27,9 +27,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/config"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/modules"
 )
 
 // Case is what the kit needs to know of a module.

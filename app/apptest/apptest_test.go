@@ -11,8 +11,8 @@ import (
 	"go.uber.org/goleak"
 	"gopkg.in/yaml.v3"
 
-	"orchestrator/app/apptest"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/modules"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"orchestrator/config"
-	"orchestrator/modules"
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/modules"
 )
 
 type check struct {

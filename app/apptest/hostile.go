@@ -6,8 +6,8 @@ import (
 	"io"
 	"sync"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 // Hostile is a module that does in each hook what it is told. What is nil

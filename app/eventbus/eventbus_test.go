@@ -14,7 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"orchestrator/app/eventbus"
+	"example.org/orchestrator/app/eventbus"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

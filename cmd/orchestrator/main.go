@@ -2,6 +2,6 @@
 // itself while it runs.
 package main
 
-import "orchestrator/cmd"
+import "example.org/orchestrator/cmd"
 
 func main() { cmd.Main(compiledIn) }

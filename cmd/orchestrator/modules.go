@@ -1,11 +1,11 @@
 package main
 
 import (
-	"orchestrator/modules"
-	"orchestrator/modules/chat"
-	"orchestrator/modules/counter"
-	"orchestrator/modules/hello"
-	"orchestrator/modules/kv"
+	"example.org/orchestrator/modules"
+	"example.org/orchestrator/modules/chat"
+	"example.org/orchestrator/modules/counter"
+	"example.org/orchestrator/modules/hello"
+	"example.org/orchestrator/modules/kv"
 )
 
 // compiledIn is the list of modules in this program. Which of them run, and

@@ -9,8 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 // patience is how long a client may take nothing before it is cut off.

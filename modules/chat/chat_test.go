@@ -3,8 +3,8 @@ package chat_test
 import (
 	"testing"
 
-	"orchestrator/app/apptest"
-	"orchestrator/modules/chat"
+	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/modules/chat"
 )
 
 func TestContract(t *testing.T) { apptest.Run(t, apptest.Case{New: chat.New}) }

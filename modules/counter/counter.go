@@ -8,8 +8,8 @@ import (
 	"net/http"
 	"sync"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 // Counter answers GET / with its number; POST / adds one first.

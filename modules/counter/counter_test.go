@@ -6,9 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"orchestrator/app/apptest"
-	"orchestrator/modules"
-	"orchestrator/modules/counter"
+	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/modules"
+	"example.org/orchestrator/modules/counter"
 )
 
 func TestContract(t *testing.T) {

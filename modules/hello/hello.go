@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"net/http"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 const message = "Hello, world"

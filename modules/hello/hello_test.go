@@ -3,8 +3,8 @@ package hello_test
 import (
 	"testing"
 
-	"orchestrator/app/apptest"
-	"orchestrator/modules/hello"
+	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/modules/hello"
 )
 
 func TestContract(t *testing.T) { apptest.Run(t, apptest.Case{New: hello.New}) }

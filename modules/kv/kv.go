@@ -17,8 +17,8 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 
-	"orchestrator/app/eventbus"
-	"orchestrator/modules"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
 )
 
 const (

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"orchestrator/app/apptest"
-	"orchestrator/modules"
-	"orchestrator/modules/kv"
+	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/modules"
+	"example.org/orchestrator/modules/kv"
 )
 
 func TestContract(t *testing.T) {

@@ -2,7 +2,7 @@
 // ones here are published by the framework; modules add theirs.
 package topics
 
-import "orchestrator/app/eventbus"
+import "example.org/orchestrator/app/eventbus"
 
 var (
 	// ModuleReloaded is published in the new generation, after the commit,

@@ -1,0 +1,180 @@
+// Package client talks to a running program over its control socket, as the
+// command line does: [Reload] upgrades it, [GetStatus] describes it, [Events]
+// follows what happens.
+//
+// Each call is a connection of its own. The program may be of another build
+// than the caller: fields are only added, and two versions that cannot talk say
+// so.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"example.org/orchestrator/app/internal/wire"
+)
+
+// ReloadRequest is what `orchestrator reload` asks for. The zero value means:
+// to what the sources say when hot_reload is on, else to the binary that is now
+// at the path the program was started from.
+type ReloadRequest struct {
+	Build         bool     `json:"build,omitempty"`          // from the sources, also with hot_reload off
+	Binary        string   `json:"binary,omitempty"`         // absolute path
+	TimeoutMS     int64    `json:"timeout_ms,omitempty"`     // until the commit; 0 is the program's default
+	Force         bool     `json:"force,omitempty"`          // cancel requests that do not end in time
+	DropState     []string `json:"drop_state,omitempty"`     // module names; "*" means all
+	WaitProbation bool     `json:"wait_probation,omitempty"` // wait until the new generation is final
+}
+
+// EventsRequest is what `orchestrator events` asks for.
+type EventsRequest struct {
+	Follow bool `json:"follow,omitempty"`
+}
+
+// NotRunningError says that nothing answers at a control socket.
+type NotRunningError struct {
+	Path string // absolute
+	Err  error
+}
+
+func (e *NotRunningError) Error() string {
+	return "nothing is running: nobody answers at " + e.Path
+}
+
+func (e *NotRunningError) Unwrap() error { return e.Err }
+
+// message is what a client says and hears. Type tells which field counts.
+type message struct {
+	Type    string         `json:"type"`
+	Reload  *ReloadRequest `json:"reload,omitempty"`
+	Events  *EventsRequest `json:"events,omitempty"`
+	Status  *Status        `json:"status,omitempty"`
+	Outcome *Outcome       `json:"outcome,omitempty"`
+	Event   *Event         `json:"event,omitempty"`
+	Error   string         `json:"error,omitempty"`
+}
+
+// The types of messages, which app/internal/control repeats for the other end.
+const (
+	typeReload  = "reload"
+	typeOutcome = "outcome"
+	typeStatus  = "status"
+	typeEvents  = "events"
+	typeEvent   = "event"
+	typeEnd     = "end"
+	typeError   = "error"
+)
+
+// Reload asks the program with this run_dir for a reload and waits for the
+// outcome. An error means that the outcome is not known: after a
+// [*NotRunningError] nothing was asked for; after any other, ask for the status.
+func Reload(ctx context.Context, runDir string, r ReloadRequest) (*Outcome, error) {
+	m, err := ask(ctx, runDir, message{Type: typeReload, Reload: &r}, typeOutcome)
+	if err != nil {
+		return nil, err
+	}
+	if m.Outcome == nil {
+		return nil, errors.New("the program gave no outcome: whether the new code is live is not known; see status")
+	}
+	return m.Outcome, nil
+}
+
+// GetStatus asks the program with this run_dir what it is doing.
+func GetStatus(ctx context.Context, runDir string) (*Status, error) {
+	m, err := ask(ctx, runDir, message{Type: typeStatus}, typeStatus)
+	if err != nil {
+		return nil, err
+	}
+	if m.Status == nil {
+		return nil, errors.New("the program gave no status")
+	}
+	return m.Status, nil
+}
+
+// Events yields the last events of the program with this run_dir, and with
+// follow those to come, until ctx ends. An error ends the sequence.
+func Events(ctx context.Context, runDir string, follow bool) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		c, err := dial(runDir)
+		if err != nil {
+			yield(Event{}, err)
+			return
+		}
+		defer c.Close()
+		defer context.AfterFunc(ctx, func() { c.Close() })()
+		if err := c.Send(message{Type: typeEvents, Events: &EventsRequest{Follow: follow}}); err != nil {
+			yield(Event{}, err)
+			return
+		}
+		for {
+			m, err := receive(ctx, c, typeEvent)
+			switch {
+			case err != nil:
+				yield(Event{}, err)
+				return
+			case m.Type == typeEnd || m.Event == nil:
+				return
+			case !yield(*m.Event, nil):
+				return
+			}
+		}
+	}
+}
+
+// ask sends a message and waits for the answer.
+func ask(ctx context.Context, runDir string, m message, want string) (message, error) {
+	c, err := dial(runDir)
+	if err != nil {
+		return m, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if err := c.Send(m); err != nil {
+		return m, err
+	}
+	return receive(ctx, c, want)
+}
+
+// dial connects to the running program.
+func dial(runDir string) (*wire.Conn, error) {
+	path := wire.Socket(runDir)
+	c, err := wire.Dial(path, wire.Hello{Role: wire.RoleClient})
+	var version *wire.VersionError
+	switch {
+	case err == nil:
+		return c, nil
+	case errors.As(err, &version):
+		return nil, err
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("this user may not control the program: %w", err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, fmt.Errorf("the program does not answer; is it stopped? %w", err)
+	}
+	if abs, absErr := filepath.Abs(path); absErr == nil {
+		path = abs
+	}
+	return nil, &NotRunningError{path, err}
+}
+
+// receive waits for a message of the wanted type, or for the end.
+func receive(ctx context.Context, c *wire.Conn, want string) (message, error) {
+	for {
+		var m message
+		err := c.Receive(&m)
+		switch {
+		case ctx.Err() != nil:
+			return m, context.Cause(ctx)
+		case errors.Is(err, wire.ErrGarbled):
+		case err != nil:
+			return m, fmt.Errorf("the program ended before it answered: %w", err)
+		case m.Type == want || m.Type == typeEnd:
+			return m, nil
+		case m.Type == typeError:
+			return m, errors.New(m.Error)
+		}
+	}
+}

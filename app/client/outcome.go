@@ -1,0 +1,96 @@
+package client
+
+// Verdict is how an attempt to reload ended.
+type Verdict string
+
+// All verdicts.
+const (
+	Reloaded   Verdict = "reloaded"
+	Unchanged  Verdict = "unchanged"   // the build is the one that serves
+	Failed     Verdict = "failed"      // the build failed, or what is left does not serve everything
+	Rejected   Verdict = "rejected"    // the upgrade failed; the old generation serves as before
+	Superseded Verdict = "superseded"  // a newer request took its place
+	RolledBack Verdict = "rolled_back" // the new generation failed after it had taken over
+)
+
+// Stage is a part of a reload, in the order of this list.
+type Stage string
+
+// All stages. Those from start to ready are what package handoff does.
+const (
+	StageBuild      Stage = "build"
+	StageStart      Stage = "start"
+	StageConfig     Stage = "config"
+	StagePrepare    Stage = "prepare"
+	StageHold       Stage = "hold"
+	StageShutdown   Stage = "shutdown"
+	StageExport     Stage = "export"
+	StageRestore    Stage = "restore"
+	StageInitialize Stage = "initialize"
+	StageHealthy    Stage = "healthy"
+	StageCommit     Stage = "commit"
+	StageProbation  Stage = "probation"
+	StageReady      Stage = "ready"
+
+	// StagePause appears in StagesMS only: the time in which nobody was served.
+	StagePause Stage = "pause"
+)
+
+// Probation is how a new generation fared while the old one stood by.
+type Probation string
+
+// All probations; "" is none.
+const (
+	ProbationPending Probation = "pending"
+	ProbationPassed  Probation = "passed"
+	ProbationCut     Probation = "cut" // ended early by a newer reload
+	ProbationFailed  Probation = "failed"
+)
+
+// Exit codes of `orchestrator reload`, part of the contract.
+const (
+	ExitOK       = 0
+	ExitFailed   = 1
+	ExitRejected = 3 // rejected or superseded: the old generation still serves
+	ExitBuild    = 5 // the build failed, the old generation still serves
+)
+
+// Outcome is how an attempt to reload went. Times are in milliseconds.
+type Outcome struct {
+	Verdict      Verdict           `json:"outcome"`
+	Generation   int               `json:"generation"` // reached or tried
+	Serving      int               `json:"serving"`    // the generation that serves now, 0 for none
+	Trigger      []string          `json:"trigger"`    // paths of the changed sources
+	Modules      []string          `json:"modules"`    // those whose code or configuration changed
+	StagesMS     map[Stage]float64 `json:"stages_ms"`
+	TotalMS      float64           `json:"total_ms"`
+	Stage        Stage             `json:"stage"`         // where it failed
+	FailedModule string            `json:"failed_module"` // which module failed there, if one did
+	Error        string            `json:"error"`
+	Probation    Probation         `json:"probation"`
+	Lost         []string          `json:"lost,omitempty"`     // modules whose state is gone
+	Reverted     []string          `json:"reverted,omitempty"` // modules whose state is that of the commit again
+	Held         int               `json:"held"`               // connections that waited during the pause
+	Moved        int               `json:"moved"`              // of these: went to the new generation
+	Forwarded    int               `json:"forwarded"`          // connections that stayed in the old generation until it was gone
+	Closed       int               `json:"cut"`                // of these: were still open then, and were closed
+	Cancelled    int               `json:"cancelled"`          // requests and connections that the reload ended
+	Notes        []string          `json:"notes,omitempty"`
+}
+
+// Good reports whether what serves is what was asked for.
+func (o *Outcome) Good() bool { return o.Verdict == Reloaded || o.Verdict == Unchanged }
+
+// ExitCode is the exit code of a command that has waited for the outcome.
+func (o *Outcome) ExitCode() int {
+	switch {
+	case o.Good():
+		return ExitOK
+	case o.Verdict == Failed && o.Stage == StageBuild:
+		return ExitBuild
+	case o.Verdict == Failed:
+		return ExitFailed
+	default:
+		return ExitRejected
+	}
+}

@@ -1,0 +1,236 @@
+//go:build unix
+
+// Package e2etest runs the real program for tests: it builds it, starts it in a
+// folder of its own, talks to it as its users do, and cleans up every process.
+package e2etest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Programs are built once for all test binaries: each into a folder that is
+// named after the sources and the way it was built.
+
+// maxAge is when a build that nobody has used is removed.
+const maxAge = 24 * time.Hour
+
+// cached returns the folder that make has filled, now or in another process.
+func cached(name string, make func(dir string) error) (dir string, err error) {
+	base := filepath.Join(os.TempDir(), fmt.Sprintf("orchestrator-e2e-%d", os.Getuid()))
+	if err := os.MkdirAll(base, 0o700); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(base, name+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", err
+	}
+	entries, _ := os.ReadDir(base)
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && e.IsDir() && strings.HasPrefix(e.Name(), name+"-") && time.Since(info.ModTime()) > maxAge {
+			os.RemoveAll(filepath.Join(base, e.Name()))
+		}
+	}
+	key, err := sourceKey()
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(base, name+"-"+key)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, os.Chtimes(dir, time.Now(), time.Now())
+	}
+	fresh := dir + ".new"
+	os.RemoveAll(fresh)
+	if err := os.MkdirAll(fresh, 0o700); err != nil {
+		return "", err
+	}
+	if err := make(fresh); err != nil {
+		return "", err
+	}
+	return dir, os.Rename(fresh, dir)
+}
+
+// sourceKey identifies the sources of this repository, and how they are built.
+var sourceKey = sync.OnceValues(func() (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, runtime.Version(), RaceFlag, Repository())
+	err := eachSource(func(path, rel string) error {
+		data, err := os.ReadFile(path)
+		fmt.Fprintln(h, rel, len(data))
+		h.Write(data)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)[:8]), err
+})
+
+// notSources are folders that no program for tests is built from.
+var notSources = []string{"bin", "tmp", "docs", "cmd/bench", "app/e2e"}
+
+// eachSource calls f with each file of this repository that a program for tests
+// is built from.
+func eachSource(f func(path, rel string) error) error {
+	return filepath.WalkDir(Repository(), func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(Repository(), path)
+		switch {
+		case e.IsDir() && (strings.HasPrefix(e.Name(), ".") && rel != "." || e.Name() == "testdata" || slices.Contains(notSources, rel)):
+			return filepath.SkipDir
+		case e.IsDir() || strings.HasSuffix(rel, "_test.go") || !e.Type().IsRegular():
+			return nil
+		}
+		return f(path, rel)
+	})
+}
+
+// goBuild builds the command of the module in dir.
+func goBuild(dir, out string, flags ...string) error {
+	args := append([]string{"build", "-buildvcs=false", "-o", out}, flags...)
+	c := exec.Command("go", append(args, "./cmd/orchestrator")...)
+	c.Dir, c.Env = dir, Environ
+	if msg, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("build: %w\n%s", err, msg)
+	}
+	return nil
+}
+
+// Shipped is the program as make build makes it.
+var Shipped = sync.OnceValues(func() (string, error) {
+	dir, err := cached("shipped", func(dir string) error {
+		return goBuild(Repository(), filepath.Join(dir, "orchestrator"), "-ldflags=-s -w")
+	})
+	return filepath.Join(dir, "orchestrator"), err
+})
+
+// Pair is two builds of the program that differ in what POST /counter/
+// answers: a number, or "new" and a number. They contain failpoints. If there
+// is a file called sick in its folder, the counter of the second fails in the
+// hook that the file names: Initialize, or Healthy once it has been healthy; in
+// Shutdown and in its factory it hangs.
+type Pair struct{ Old, New string }
+
+// PairOfBuilds makes the pair.
+var PairOfBuilds = sync.OnceValues(func() (Pair, error) {
+	dir, err := cached("pair", makePair)
+	return Pair{filepath.Join(dir, "old"), filepath.Join(dir, "new")}, err
+})
+
+func makePair(dir string) error {
+	flags := append([]string{"-tags=failpoints"}, RaceFlag...)
+	if err := goBuild(Repository(), filepath.Join(dir, "old"), flags...); err != nil {
+		return err
+	}
+	source := filepath.Join(Repository(), "modules/counter/counter.go")
+	text, err := os.ReadFile(source)
+	if err != nil {
+		return err
+	}
+	edited := string(text)
+	for _, edit := range newCounter {
+		was := edited
+		if edited = strings.Replace(was, edit[0], edit[1], 1); edited == was {
+			return fmt.Errorf("counter.go has no %q any more", edit[0])
+		}
+	}
+	changed, overlay := filepath.Join(dir, "counter.go"), filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(changed, []byte(edited), 0o644); err != nil {
+		return err
+	}
+	data, err := json.Marshal(map[string]any{"Replace": map[string]string{source: changed}})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(overlay, data, 0o644); err != nil {
+		return err
+	}
+	return goBuild(Repository(), filepath.Join(dir, "new"), append(flags, "-overlay", overlay)...)
+}
+
+// newCounter is what the second of a pair has, in place of what.
+var newCounter = [][2]string{
+	{"fmt.Fprintln(w, c.add(1))", `fmt.Fprintln(w, "new", c.add(1))`},
+	{"\t\"net/http\"\n", "\t\"net/http\"\n\t\"os\"\n"},
+	{"\"sync\"\n", "\"sync\"\n\t\"sync/atomic\"\n"},
+	{"func (c *Counter) Shutdown(context.Context) error { return nil }", ""},
+	{"func New() modules.Module { return", `func New() modules.Module {
+	if sick("factory") != nil {
+		select {}
+	}
+	return`},
+	{"return &Counter{} }", "return &Counter{}\n}"},
+	{"modules.Config) error { return nil }", `modules.Config) error { return sick("Initialize") }
+
+var asked atomic.Int64
+
+func (c *Counter) Healthy(context.Context) error {
+	if asked.Add(1) == 1 {
+		return nil
+	}
+	return sick("Healthy")
+}
+
+func (c *Counter) Shutdown(context.Context) error {
+	if sick("Shutdown") != nil {
+		select {}
+	}
+	return nil
+}
+
+func sick(hook string) error {
+	if text, err := os.ReadFile("sick"); err != nil || string(text) != hook {
+		return nil
+	}
+	return fmt.Errorf("sick")
+}`},
+}
+
+// ZooBuild is the program with the module of fixtures/zoo, and failpoints.
+var ZooBuild = sync.OnceValues(func() (binary string, err error) {
+	dir, err := cached("zoo", func(dir string) error {
+		p := &Project{T: panics{}, Dir: filepath.Join(dir, "sources")}
+		if err := os.MkdirAll(p.Dir, 0o755); err != nil {
+			return err
+		}
+		p.copySources()
+		p.addModule("zoo")
+		return goBuild(p.Dir, filepath.Join(dir, "zoo"), append([]string{"-tags=failpoints"}, RaceFlag...)...)
+	})
+	return filepath.Join(dir, "zoo"), err
+})
+
+// panics reports the failures of what no test owns.
+type panics struct{}
+
+func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+
+// addModule compiles a module of fixtures in.
+func (p *Project) addModule(name string) {
+	source, err := os.ReadFile(filepath.Join(Repository(), "app/e2e/e2etest/fixtures", name, name+".go"))
+	p.Check(err)
+	p.Write("modules/"+name+"/"+name+".go", string(source))
+	module := ModulePath()
+	p.Edit("cmd/orchestrator/modules.go", `"`+module+`/modules/kv"`, "\""+module+"/modules/kv\"\n\t\""+module+"/modules/"+name+"\"")
+	p.Edit("cmd/orchestrator/modules.go", `{Name: "kv", New: kv.New},`, `{Name: "kv", New: kv.New}, {Name: "`+name+`", New: `+name+`.New},`)
+}
+
+// Compile builds the program with failpoints.
+func (p *Project) Compile(out string, flags ...string) error {
+	return goBuild(p.Dir, p.Path(out), append([]string{"-tags=failpoints"}, flags...)...)
+}

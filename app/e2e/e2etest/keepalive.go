@@ -1,0 +1,123 @@
+//go:build unix
+
+package e2etest
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// setbacks are failures of a candidate before its commit, of every kind.
+var setbacks = []string{
+	"candidate.before.hello exit1", "candidate.at.restored kill", "candidate.at.prepared exit0", "candidate.before.healthy garbage",
+	"candidate.at.initialized exit1", "candidate.before.prepared garbage", "candidate.after.prepared kill", "candidate.at.initialized kill",
+}
+
+// Memory is what a process has resident, in MiB.
+func Memory(pid int) int { return StatusField(pid, "VmRSS:") }
+
+// StatusField is a field of /proc/PID/status that is given in KiB, in MiB.
+func StatusField(pid int, name string) int {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for _, line := range strings.Split(string(data), "\n") {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			return Atoi(strings.Fields(rest)[0]) >> 10
+		}
+	}
+	return 0
+}
+
+// keptAlive are clients that use one connection each and never try a request
+// again.
+type keptAlive struct {
+	N                           int
+	stop                        chan struct{}
+	done                        sync.WaitGroup
+	Answered, Failed, Redialled atomic.Int64
+	Reached                     atomic.Int64 // clients that were answered at least once
+	Why                         atomic.Value
+}
+
+func KeepAlive(address string, n int) *keptAlive {
+	k := &keptAlive{N: n, stop: make(chan struct{})}
+	for range n {
+		k.done.Go(func() { k.client(address) })
+	}
+	return k
+}
+
+func (k *keptAlive) client(address string) {
+	var c net.Conn
+	var in *bufio.Reader
+	reached := sync.OnceFunc(func() { k.Reached.Add(1) })
+	for first := true; ; first = false {
+		select {
+		case <-k.stop:
+			if c != nil {
+				c.Close()
+			}
+			return
+		default:
+		}
+		err := error(nil)
+		if c == nil {
+			if !first {
+				k.Redialled.Add(1)
+			}
+			if c, err = net.Dial("tcp", address); err == nil {
+				in = bufio.NewReader(c)
+			}
+		}
+		if err == nil {
+			err = PostOn(c, in)
+		}
+		if err != nil {
+			k.Failed.Add(1)
+			k.Why.Store(err.Error())
+			if c != nil {
+				c.Close()
+				c = nil
+			}
+		} else {
+			k.Answered.Add(1)
+			reached()
+		}
+		<-time.After(max(2*time.Millisecond, time.Duration(k.N)*time.Millisecond/8)) // pace: the machine is shared
+	}
+}
+
+// PostOn counts up on an open connection.
+func PostOn(c net.Conn, in *bufio.Reader) error {
+	c.SetDeadline(time.Now().Add(Patience))
+	if _, err := fmt.Fprintf(c, "POST /counter/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body := make([]byte, resp.ContentLength)
+	for n := 0; n < len(body); {
+		m, err := resp.Body.Read(body[n:])
+		if n += m; n < len(body) && err != nil {
+			return err
+		}
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return nil
+}
+
+func (k *keptAlive) End() {
+	close(k.stop)
+	k.done.Wait()
+}

@@ -1,0 +1,6 @@
+//go:build !race
+
+package e2etest
+
+// RaceFlag builds the programs under test like the test itself.
+var RaceFlag []string

@@ -1,0 +1,243 @@
+// Package build turns sources into a binary and knows which files it read to
+// do so.
+//
+// A [Builder] builds one main package. It runs the go command and its tools
+// through a [proc.Runner], because package proc reaps every child of the process.
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"example.org/orchestrator/app/internal/proc"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// CompileError is what the compiler or the linker complained about, complete.
+type CompileError struct{ Output string }
+
+func (e *CompileError) Error() string { return e.Output }
+
+// Builder makes binaries of one main package.
+type Builder interface {
+	// Inputs returns what a build reads. On error it returns a superset: every
+	// folder of the module.
+	Inputs(ctx context.Context) (*sources.Inputs, error)
+
+	// Build makes the binary. A mistake in the sources is a [*CompileError];
+	// when ctx ends nothing of the build is left running. note says what
+	// people may want to know of how it was done, or is "".
+	Build(ctx context.Context, job Job) (note string, err error)
+
+	// Close ends what goes on between builds and waits for it.
+	Close()
+}
+
+// Job is one build.
+type Job struct {
+	Out     string            // where the binary goes
+	Sources *sources.Snapshot // what the sources say; the caller discards a build if they said something else afterwards
+	Overlay map[string]string // files to read instead of others, by absolute path; nil for none
+}
+
+// Go builds with the go command.
+type Go struct {
+	Package string // import path or ./path of the main package
+	TempDir string // for the go command's work, wiped by New
+	Run     proc.Runner
+	Flags   []string // for the go command, beside its own
+	Debug   bool     // keep what debuggers need
+	root    string
+}
+
+var _ Builder = (*Go)(nil)
+
+// NewGo returns a builder of the main package pkg in the working directory.
+// It fails when there is no go command or no module.
+func NewGo(ctx context.Context, pkg, tempDir string, run proc.Runner) (*Go, error) {
+	b := &Go{Package: pkg, TempDir: tempDir, Run: run}
+	if err := os.RemoveAll(tempDir); err != nil {
+		return nil, fmt.Errorf("build: wipe the temporary directory: %w", err)
+	}
+	if err := os.MkdirAll(tempDir, 0o755); err != nil {
+		return nil, fmt.Errorf("build: make the temporary directory: %w", err)
+	}
+	out, err := run(ctx, proc.Command{Args: []string{"go", "env", "GOMOD"}})
+	if err != nil {
+		return nil, fmt.Errorf("build: the go command does not run: %w", err)
+	}
+	mod := strings.TrimSpace(string(out))
+	if mod == "" || mod == os.DevNull {
+		wd, _ := os.Getwd()
+		return nil, fmt.Errorf("build: %s is not within a Go module (no go.mod)", wd)
+	}
+	b.root = filepath.Dir(mod)
+	return b, nil
+}
+
+// Build runs go build. A killed one leaves its work behind, so that is wiped.
+func (b *Go) Build(ctx context.Context, job Job) (note string, err error) {
+	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
+		return "", fmt.Errorf("build: make the temporary directory: %w", err)
+	}
+	defer b.wipe()
+	args := []string{"go", "build", "-buildvcs=false", "-o", job.Out} // as make build does
+	if !b.Debug {
+		args = append(args, "-ldflags=-s -w")
+	}
+	if job.Overlay != nil {
+		file := filepath.Join(b.TempDir, "overlay.json")
+		data, err := json.Marshal(map[string]any{"Replace": job.Overlay})
+		if err == nil {
+			err = os.WriteFile(file, data, 0o644)
+		}
+		if err != nil {
+			return "", fmt.Errorf("build: write the overlay: %w", err)
+		}
+		args = append(args, "-overlay", file)
+	}
+	args = append(args, b.Flags...)
+	_, err = b.Run(ctx, proc.Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + absolute(b.TempDir)}})
+	var exit *proc.ExitError
+	if errors.As(err, &exit) && ctx.Err() == nil {
+		return "", &CompileError{strings.TrimSpace(string(exit.Stderr))}
+	}
+	if err != nil {
+		return "", fmt.Errorf("build: %w", err)
+	}
+	return "", nil
+}
+
+// Close does nothing: between builds the go command does nothing either.
+func (b *Go) Close() {}
+
+// wipe removes what builds have left.
+func (b *Go) wipe() {
+	entries, _ := os.ReadDir(b.TempDir)
+	for _, e := range entries {
+		os.RemoveAll(filepath.Join(b.TempDir, e.Name()))
+	}
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// listed is what go list tells of a package.
+type listed struct {
+	ImportPath string
+	Name       string
+	Dir        string
+	Standard   bool
+	Incomplete bool
+	Module     *struct {
+		Path, Dir, GoMod, Version, GoVersion string
+		Main                                 bool
+		Replace                              *struct{ Version string }
+	}
+	GoFiles, CgoFiles, CFiles, CXXFiles, HFiles, SFiles, SysoFiles, EmbedFiles []string
+	FFiles, MFiles, SwigFiles, SwigCXXFiles, IgnoredGoFiles, IgnoredOtherFiles []string
+	EmbedPatterns, Imports                                                     []string
+	ImportMap                                                                  map[string]string
+	Export, DefaultGODEBUG                                                     string
+}
+
+// immutable tells whether a package is the standard library's, or in the
+// module cache. root is the directory of the main module.
+func (p *listed) immutable(root string) bool {
+	return p.Standard || p.Module != nil && !p.Module.Main && p.Module.Version != "" && (p.Module.Replace == nil || p.Module.Replace.Version != "") && !strings.HasPrefix(p.Dir, root+string(filepath.Separator))
+}
+
+// Inputs asks go list.
+func (b *Go) Inputs(ctx context.Context) (*sources.Inputs, error) {
+	fields := "ImportPath,Name,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports"
+	args := append([]string{"go", "list", "-e", "-deps", "-json=" + fields}, b.Flags...)
+	out, err := b.Run(ctx, proc.Command{Args: append(args, b.Package)})
+	if err != nil {
+		return b.everything(), fmt.Errorf("build: list the sources: %w", err)
+	}
+	in := &sources.Inputs{Root: b.root, Packages: map[string]sources.Package{}}
+	mods := map[string]bool{}
+	for _, file := range b.modFiles() {
+		mods[file] = true
+	}
+	module, last := "", ""
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return b.everything(), fmt.Errorf("build: read go list: %w", err)
+		}
+		if p.Module != nil && p.Module.Main {
+			module = p.Module.Path
+		}
+		if p.immutable(b.root) {
+			continue
+		}
+		if p.Dir == "" {
+			if rest, ok := strings.CutPrefix(p.ImportPath, module+"/"); ok && module != "" {
+				in.Missing = append(in.Missing, filepath.Join(b.root, rest))
+			}
+			continue
+		}
+		last = p.Dir
+		if p.Module != nil && p.Module.GoMod != "" {
+			mods[p.Module.GoMod] = true
+		}
+		in.Packages[p.ImportPath] = sources.Package{
+			ImportPath: p.ImportPath,
+			Dir:        p.Dir,
+			Files:      slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.HFiles, p.SFiles, p.SysoFiles, p.EmbedFiles),
+			Patterns:   p.EmbedPatterns,
+			Imports:    p.Imports,
+			Main:       p.Name == "main",
+		}
+	}
+	if last != "" { // the main package
+		mods[filepath.Join(last, "default.pgo")] = true
+	}
+	if work, err := b.Run(ctx, proc.Command{Args: []string{"go", "env", "GOWORK"}}); err == nil {
+		if file := strings.TrimSpace(string(work)); file != "" && file != "off" {
+			mods[file], mods[file+".sum"] = true, true
+		}
+	}
+	for file := range mods {
+		in.Files = append(in.Files, file)
+	}
+	slices.Sort(in.Files)
+	return in, nil
+}
+
+// modFiles says what the module is made of. Some may yet come.
+func (b *Go) modFiles() []string {
+	return []string{filepath.Join(b.root, "go.mod"), filepath.Join(b.root, "go.sum"), filepath.Join(b.root, "go.work")}
+}
+
+// everything is each folder of the module that may have a package in it.
+func (b *Go) everything() *sources.Inputs {
+	in := &sources.Inputs{Root: b.root, Packages: map[string]sources.Package{}, Files: b.modFiles()}
+	filepath.WalkDir(b.root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return nil
+		}
+		if name := e.Name(); path != b.root && (name[0] == '.' || name[0] == '_' || name == "testdata" || name == "node_modules") {
+			return filepath.SkipDir
+		}
+		in.Packages[path] = sources.Package{Dir: path}
+		return nil
+	})
+	return in
+}

@@ -1,0 +1,353 @@
+package build
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// Direct builds with the compiler and the linker alone, which saves the go
+// command's bookkeeping: it compiles exactly the packages that changed, and
+// those that import one whose exported part changed, and links. What comes out
+// is what go build would give, byte for byte but for the build ID.
+//
+// It knows the packages from go list, asked in the background after a go
+// build. Whatever it does not fully understand goes through go build: changed
+// imports, files that come and go, build constraints, cgo, assembly, embedded
+// files, PGO, modules, other flags. The sources decide each time, by their
+// content, so nothing that was missed makes it stale.
+type Direct struct {
+	*Go
+	dir      string       // of object files
+	building sync.Mutex   // held by a build
+	objects  atomic.Int64 // how many there were
+	tasks    sync.WaitGroup
+
+	mu      sync.Mutex // guards the fields below
+	graph   *graph     // in use by builds; nil: not known yet
+	fresh   *graph     // for the next build
+	off     string     // why it is of no use here; "" if it is
+	why     string     // why the packages are not known
+	strikes int        // how often another binary came out than go build's
+	modinfo string     // of the last go build
+	checked bool       // a build of its own was compared with go build's
+	asking  bool       // the packages are being asked for
+	ctx     context.Context
+	cancel  context.CancelFunc
+}
+
+var _ Builder = (*Direct)(nil)
+
+// NewDirect returns a builder that takes short cuts where b would go the whole
+// way. It keeps object files in dir, which it wipes. Close it.
+func NewDirect(b *Go, dir string) (*Direct, error) {
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, fmt.Errorf("build: wipe the folder of objects: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("build: make a folder for objects: %w", err)
+	}
+	d := &Direct{Go: b, dir: absolute(dir)}
+	d.ctx, d.cancel = context.WithCancel(context.Background()) // of what goes on between builds
+	return d, nil
+}
+
+// Close ends the work in the background.
+func (d *Direct) Close() {
+	d.mu.Lock()
+	d.off = "closed"
+	d.mu.Unlock()
+	d.cancel()
+	d.tasks.Wait()
+}
+
+// errUseless is for what does not change while the program runs.
+var errUseless = errors.New("direct builds are of no use here")
+
+// notDirectError says why a build goes through go build.
+type notDirectError struct{ why string }
+
+func (e *notDirectError) Error() string { return e.why }
+
+func notDirect(format string, args ...any) error {
+	return &notDirectError{fmt.Sprintf(format, args...)}
+}
+
+// Build implements [Builder]. note says why the build was not direct.
+func (d *Direct) Build(ctx context.Context, job Job) (note string, err error) {
+	d.building.Lock()
+	defer d.building.Unlock()
+	d.mu.Lock()
+	if d.fresh != nil {
+		d.graph.forget(d.dir)
+		d.graph, d.fresh = d.fresh, nil
+	}
+	g, off, why := d.graph, d.off, d.why
+	d.mu.Unlock()
+	switch {
+	case off != "":
+		note = off
+	case job.Overlay != nil:
+		note = "from copies that hold still"
+	case g == nil:
+		note = cmp.Or(why, "the packages are not known yet")
+	default:
+		err := g.build(ctx, d, job)
+		var not *notDirectError
+		if !errors.As(err, &not) {
+			return "", err
+		}
+		note = not.why
+	}
+	began := time.Now()
+	if _, err := d.Go.Build(ctx, job); err != nil {
+		return note, err
+	}
+	if off == "" && job.Overlay == nil {
+		d.learn(job.Out, began)
+	}
+	return note, nil
+}
+
+// learn asks for the packages in the background, after a build to out that
+// began then.
+func (d *Direct) learn(out string, began time.Time) {
+	sum, err := sumOf(out)
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	modinfo, err := modinfoOf(out)
+	if err != nil {
+		d.off = err.Error()
+	}
+	d.modinfo = modinfo
+	if d.off != "" || d.asking {
+		return // the next build asks again
+	}
+	d.asking = true
+	checked := d.checked
+	d.tasks.Go(func() {
+		g, err := d.load(d.ctx, modinfo)
+		if err == nil && !checked {
+			err = g.check(d.ctx, d, sum, began)
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.asking = false
+		var not *notDirectError
+		switch {
+		case d.off != "" || modinfo != d.modinfo: // of other modules than those built meanwhile
+			g.forget(d.dir)
+		case errors.Is(err, errUseless):
+			d.off = err.Error()
+		case errors.As(err, &not):
+			d.why = not.why
+			g.forget(d.dir)
+		case err != nil:
+			d.why = ""
+			g.forget(d.dir)
+		default:
+			d.fresh, d.checked, d.why = g, true, ""
+		}
+	})
+}
+
+// unit is a package as it was compiled last.
+type unit struct {
+	listed
+	local   bool
+	special string                 // why a change of it goes through go build
+	names   []string               // what a build may read in its folder
+	imports map[string][]string    // of each file
+	source  [sha256.Size]byte      // of the files that object was compiled from
+	sums    map[string]sources.Sum // of each file that object was compiled from
+	marked  map[string]bool        // files that had a directive then
+	depends [sha256.Size]byte      // of what its imports export
+	export  [sha256.Size]byte      // of what it exports
+	object  string                 // file; "" if it has to be compiled
+}
+
+// files names the files of a package that a build reads or might read.
+func (u *unit) files() []string {
+	return slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles, u.IgnoredGoFiles, u.IgnoredOtherFiles)
+}
+
+// sourceIn identifies what the files of a package say in snap.
+func (u *unit) sourceIn(snap *sources.Snapshot) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	for _, name := range u.files() {
+		file, ok := snap.Sum(filepath.Join(u.Dir, name))
+		if !ok {
+			return sum, notDirect("%s is gone", filepath.Join(u.Dir, name))
+		}
+		fmt.Fprintf(h, "%s %x\n", name, file)
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+// namesIn lists what a build may read of the package's folder; with embedded
+// files, everything below it.
+func (u *unit) namesIn(snap *sources.Snapshot) []string {
+	return snap.Names(u.Dir, len(u.EmbedPatterns) > 0)
+}
+
+// directives of files that the compiler alone does not understand. The others
+// that begin with //go: are the compiler's.
+var directives = []string{"//go:build", "+build", "//go:embed", "//go:debug", "//go:linkname", "//go:cgo_", "//go:wasm", "//export "}
+
+// directive is the first one in a file, "" if there is none.
+func directive(data []byte) string {
+	for _, d := range directives {
+		if bytes.Contains(data, []byte(d)) {
+			return strings.TrimSpace(d)
+		}
+	}
+	return ""
+}
+
+// understood returns an error if the package's files changed in a way that has
+// to go through go build.
+func (u *unit) understood(snap *sources.Snapshot) error {
+	if u.special != "" {
+		return notDirect("%s %s", u.ImportPath, u.special)
+	}
+	for _, name := range u.files() {
+		path := filepath.Join(u.Dir, name)
+		if sum, _ := snap.Sum(path); sum == u.sums[name] {
+			continue
+		}
+		if !slices.Contains(u.GoFiles, name) {
+			return notDirect("%s changed, which is not compiled", path)
+		}
+		data, ok := snap.Content(path)
+		if !ok {
+			return notDirect("the sources changed during the build")
+		}
+		if d := directive(data); d != "" || u.marked[name] {
+			return notDirect("%s has or had %s", path, cmp.Or(d, "a directive"))
+		}
+		imports, err := importsOf(name, data)
+		if err == nil && !slices.Equal(imports, u.imports[name]) {
+			return notDirect("the imports of %s changed", path)
+		}
+	}
+	return nil
+}
+
+// importsOf is the sorted imports of a file, and its package's name.
+func importsOf(name string, data []byte) ([]string, error) {
+	f, err := parser.ParseFile(token.NewFileSet(), name, data, parser.ImportsOnly)
+	if err != nil {
+		return nil, err // the compiler will say
+	}
+	imports := []string{"package " + f.Name.Name}
+	for _, spec := range f.Imports {
+		path, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return nil, err
+		}
+		imports = append(imports, path)
+	}
+	slices.Sort(imports)
+	return imports, nil
+}
+
+// build brings every package up to date and links.
+func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
+	g.snap = job.Sources
+	if g.moduleFiles() != g.modules {
+		return notDirect("go.mod, go.sum or go.work changed")
+	}
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return notDirect("the folder of objects is gone: %v", err)
+	}
+	type state struct {
+		u   *unit
+		sum [sha256.Size]byte
+	}
+	var states []state
+	for _, u := range g.local {
+		if !slices.Equal(u.namesIn(g.snap), u.names) {
+			return notDirect("files came or went in %s", u.Dir)
+		}
+		sum, err := u.sourceIn(g.snap)
+		if err == nil && sum != u.source {
+			err = u.understood(g.snap)
+		}
+		if err != nil {
+			return err
+		}
+		states = append(states, state{u, sum})
+	}
+	var complaints []string
+	broken := map[string]bool{} // packages that do not compile, or import one
+	for _, s := range states {
+		if slices.ContainsFunc(s.u.Imports, func(path string) bool { return broken[g.resolve(s.u, path)] }) {
+			broken[s.u.ImportPath] = true
+			continue
+		}
+		depends := g.depends(s.u)
+		if s.u.object != "" && s.u.source == s.sum && s.u.depends == depends {
+			continue
+		}
+		if s.u.special != "" {
+			return notDirect("%s %s", s.u.ImportPath, s.u.special)
+		}
+		err := g.compile(ctx, d, s.u, g.snap, depends)
+		var compiler *CompileError
+		if errors.As(err, &compiler) {
+			broken[s.u.ImportPath] = true
+			complaints = append(complaints, compiler.Output)
+		} else if err != nil {
+			return err
+		}
+	}
+	if len(complaints) > 0 {
+		return &CompileError{strings.Join(complaints, "\n")}
+	}
+	return g.link(ctx, d, job.Out)
+}
+
+// depends is what a package's imports export.
+func (g *graph) depends(u *unit) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for _, path := range u.Imports {
+		dep := g.units[g.resolve(u, path)]
+		if dep == nil {
+			continue // unsafe
+		}
+		fmt.Fprintf(h, "%s %x\n", path, dep.export)
+	}
+	h.Sum(sum[:0])
+	return sum
+}
+
+// forget removes the object files that are this builder's own.
+func (g *graph) forget(dir string) {
+	if g == nil {
+		return
+	}
+	for _, u := range g.local {
+		if strings.HasPrefix(u.object, dir) {
+			os.Remove(u.object)
+		}
+	}
+}

@@ -1,0 +1,141 @@
+// Package control is what the supervisor and its workers say to each other, and
+// what the supervisor hears from command-line clients.
+//
+// Workers report facts; what follows from them is the supervisor's to conclude.
+// Every message is a [Message] on a [wire.Conn].
+package control
+
+import (
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/modules/topics"
+)
+
+// Message is everything that is said. Type tells which field counts.
+type Message struct {
+	Type string `json:"type"`
+
+	Reload  *client.ReloadRequest `json:"reload,omitempty"`
+	Events  *client.EventsRequest `json:"events,omitempty"`
+	Status  *client.Status        `json:"status,omitempty"`
+	Outcome *client.Outcome       `json:"outcome,omitempty"`
+	Event   *client.Event         `json:"event,omitempty"`
+	Upgrade *Upgrade              `json:"upgrade,omitempty"`
+	Serving *Serving              `json:"serving,omitempty"`
+	Report  *Report               `json:"report,omitempty"`
+	Failure *Failure              `json:"failure,omitempty"`
+	Stage   *Stage                `json:"stage,omitempty"`
+	Final   *Final                `json:"final,omitempty"`
+	Drained *Drained              `json:"drained,omitempty"`
+	Error   string                `json:"error,omitempty"`
+}
+
+// Types of messages with a client; app/client has the other end.
+const (
+	TypeReload  = "reload"  // from a client: upgrade; answered by an outcome
+	TypeOutcome = "outcome" // to a client
+	TypeEvents  = "events"  // from a client: answered by event messages and an end
+	TypeEnd     = "end"
+	TypeError   = "error"
+
+	TypeStatus = "status" // from a client, and to a worker; each answers with the same type
+	TypeEvent  = "event"  // to a client, and from a worker
+)
+
+// Types of messages to a worker.
+const (
+	TypeKnown    = "known"    // first of all: the worker counts as alive from here
+	TypeUpgrade  = "upgrade"  // to the serving worker: hand over
+	TypeCancel   = "cancel"   // to the serving worker: give the upgrade up, unless committed
+	TypeExpedite = "expedite" // to a worker that stands by or drains: end that now
+	TypeFailure  = "failure"  // to the serving worker: publish that a reload failed
+	TypeStop     = "stop"     // end gracefully
+)
+
+// Types of messages from a worker.
+const (
+	TypeServing = "serving" // it serves now; with a report if it has taken over
+	TypeReport  = "report"  // the upgrade that it was told to do has failed
+	TypeStage   = "stage"   // what comes next in an upgrade, and how long it may take
+	TypeFinal   = "final"   // its probation is over
+	TypeDrained = "drained" // it was replaced, and its last connections are gone
+	TypeRepair  = "repair"  // it is degraded: hand over to a fresh process of the same build
+)
+
+// Upgrade tells the serving worker to hand over to a binary.
+type Upgrade struct {
+	Binary     string   `json:"binary"` // absolute path
+	Generation int      `json:"generation"`
+	TimeoutMS  int64    `json:"timeout_ms"`
+	Force      bool     `json:"force,omitempty"`      // cancel requests that do not end in time
+	DropState  []string `json:"drop_state,omitempty"` // module names; "*" means all
+	Changed    []string `json:"changed,omitempty"`    // import paths of changed packages
+	Unknown    bool     `json:"unknown,omitempty"`    // what changed is not known
+	Repair     bool     `json:"repair,omitempty"`     // the same build again
+}
+
+// Report is what a worker knows of an upgrade: facts, not a verdict.
+type Report struct {
+	Generation int                      `json:"generation"`          // the candidate's
+	TookOver   bool                     `json:"took_over,omitempty"` // the candidate reports: it serves
+	Committed  bool                     `json:"committed,omitempty"` // the old generation reports: the candidate failed after the commit
+	Stage      client.Stage             `json:"stage,omitempty"`     // where it failed
+	Module     string                   `json:"module,omitempty"`    // whose hook failed there, if one did
+	Error      string                   `json:"error,omitempty"`
+	Changed    []string                 `json:"changed,omitempty"`  // modules whose code or configuration changed
+	Down       []string                 `json:"down,omitempty"`     // modules that did not start again
+	Lost       []string                 `json:"lost,omitempty"`     // modules whose state is gone
+	Reverted   []string                 `json:"reverted,omitempty"` // modules whose state is that of the commit again
+	StagesMS   map[client.Stage]float64 `json:"stages_ms,omitempty"`
+	Standby    bool                     `json:"standby,omitempty"` // the old generation stands by: probation
+	Held       int                      `json:"held,omitempty"`
+	Moved      int                      `json:"moved,omitempty"`
+	Forwarded  int                      `json:"forwarded,omitempty"`
+	Cancelled  int                      `json:"cancelled,omitempty"`
+	Notes      []string                 `json:"notes,omitempty"`
+}
+
+// Serving is what a worker says of itself once it serves.
+type Serving struct {
+	Name      string            `json:"name"`
+	Version   string            `json:"version"`
+	HotReload bool              `json:"hot_reload"`
+	Listen    []string          `json:"listen"`
+	Modules   []client.Module   `json:"modules"`
+	Packages  map[string]string `json:"packages"` // module -> import path of its package
+	Degraded  bool              `json:"degraded,omitempty"`
+	StopMS    int64             `json:"stop_ms"` // the longest that a graceful stop may take
+
+	RestartOlderBuild bool `json:"restart_older_build,omitempty"`
+
+	Report *Report `json:"report,omitempty"` // of the upgrade that brought it here
+}
+
+// Failure is a reload that failed, for the modules to hear of. The supervisor
+// has published it already.
+type Failure struct {
+	App        topics.App `json:"app"`
+	RolledBack bool       `json:"rolled_back,omitempty"` // the generation had taken over
+}
+
+// Stage is a part of an upgrade.
+type Stage struct {
+	Name    client.Stage `json:"name"`
+	LimitMS int64        `json:"limit_ms"` // 0 for none; a worker that says nothing for longer is stuck
+}
+
+// Limit is how long the stage may take, 0 for as long as it likes.
+func (s Stage) Limit() time.Duration { return time.Duration(s.LimitMS) * time.Millisecond }
+
+// Final says how a probation ended.
+type Final struct {
+	Generation int              `json:"generation"`
+	Probation  client.Probation `json:"probation"`
+}
+
+// Drained ends the life of a worker whose connections could not all move.
+type Drained struct {
+	Generation int `json:"generation"` // that has taken over
+	Closed     int `json:"closed"`     // connections that were still open
+}

@@ -1,0 +1,222 @@
+package serve_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"example.org/orchestrator/app/internal/serve"
+)
+
+// selfSigned is a certificate for nobody in particular.
+func selfSigned(t *testing.T) *tls.Config {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
+}
+
+// newSecure serves h through TLS.
+func newSecure(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := options
+	opts.TLS = selfSigned(t)
+	s := serve.New(h, opts)
+	s.Listen("", ln)
+	t.Cleanup(s.Close)
+	return s, "https://" + ln.Addr().String()
+}
+
+func newClient(t *testing.T) *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	c := &http.Client{Transport: &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
+}
+
+func get(c *http.Client, url string) (string, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return fmt.Sprint(resp.StatusCode, " ", string(text)), err
+}
+
+// TestHeldRequestsWaitInTheKernel sends many requests during a hold: none is
+// read, and all are answered after it.
+func TestHeldRequestsWaitInTheKernel(t *testing.T) {
+	const requests = 3000
+	var handled, sent atomic.Int64
+	s, address := newSecure(t, func(http.ResponseWriter, *http.Request) { handled.Add(1) })
+	s.Release()
+	clients := make([]*http.Client, 30) // of 100 streams at once
+	for i := range clients {
+		clients[i] = newClient(t)
+		if _, err := get(clients[i], address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := hold(t, s, 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range requests {
+		all.Go(func() {
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { sent.Add(1) }})
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp, err := clients[i%len(clients)].Do(req)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Errorf("request %d: %v, %v", i, resp, err)
+				return
+			}
+			resp.Body.Close()
+		})
+	}
+	for end := time.Now().Add(20 * time.Second); sent.Load() < requests; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d requests were sent", sent.Load())
+		}
+	}
+	if parked, n := s.Parked(), handled.Load()-int64(len(clients)); parked != 0 || n != 0 {
+		t.Errorf("during the hold %d requests are parked and %d were handled, want none", parked, n)
+	}
+	s.Release()
+	all.Wait()
+	if n := handled.Load(); n != requests+int64(len(clients)) {
+		t.Errorf("%d requests were handled, want %d", n, requests+len(clients))
+	}
+}
+
+// TestForwardedAndBack passes requests on to another server while a hold has
+// given everything away, and serves them itself again when it is taken back.
+func TestForwardedAndBack(t *testing.T) {
+	old, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "old ", r.TLS != nil) })
+	next, _ := newServer(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "next ", r.TLS != nil, r.ProtoMajor) })
+	old.Release()
+	next.Release()
+	c := newClient(t)
+	expect := func(want string) {
+		t.Helper()
+		if got, err := get(c, address); err != nil || got != want {
+			t.Fatalf("answer %q, %v; want %q", got, err, want)
+		}
+	}
+	expect("200 old true")
+	for range 3 {
+		if err := hold(t, old, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		near, far, err := serve.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.Adopt([]serve.Detached{{Conn: far, Owner: serve.ForwardOwner}})
+		answered := make(chan struct{})
+		go func() { defer close(answered); expect("200 next true 2") }() // parked until then
+		h, err := serve.NewForwarder(near)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old.Forward(h)
+		<-answered
+		old.Park()
+		near.Close()
+		old.Release()
+		expect("200 old true")
+	}
+	if old.Fixed() != 1 {
+		t.Errorf("there are %d connections, want the first one", old.Fixed())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if cut := old.Drain(ctx, 0); cut != 0 {
+		t.Errorf("%d connections were cut, want none: the client follows GOAWAY", cut)
+	}
+}
+
+// TestEndlessAnswersOnFixedConnections: an event stream is cancelled by a hold
+// whatever its request has said, a request that would also take one is not.
+func TestEndlessAnswersOnFixedConnections(t *testing.T) {
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	s, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			fmt.Fprint(w, context.Cause(r.Context()))
+			return
+		}
+		close(begun)
+		select {
+		case <-goOn:
+			fmt.Fprint(w, "finished")
+		case <-r.Context().Done():
+		}
+	})
+	s.Release()
+	c := newClient(t)
+	resp, err := c.Get(address + "/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer := make(chan string, 1)
+	go func() {
+		req, _ := http.NewRequest(http.MethodGet, address+"/long", nil)
+		req.Header.Set("Accept", "application/json, text/event-stream")
+		resp, err := c.Do(req)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(resp.Body)
+		answer <- string(text)
+	}()
+	<-begun
+	if err := hold(t, s, 100*time.Millisecond); err == nil {
+		t.Error("the hold does not wait for a request that ends")
+	}
+	s.Release()
+	close(goOn)
+	if got := <-answer; got != "finished" {
+		t.Errorf("the request was answered %q", got)
+	}
+	if err := hold(t, s, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "reloading" || s.Cancelled() != 1 {
+		t.Errorf("the event stream ended with %q, %v", text, err)
+	}
+}

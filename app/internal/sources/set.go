@@ -1,0 +1,96 @@
+package sources
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Set is where the files of a program are. A file that does not exist yet is
+// part of it too.
+type Set struct {
+	Dirs    []string // every file in them that a Go build may read, tests excepted
+	Folders []string // every file in them
+	Trees   []string // every file below them
+	Files   []string
+}
+
+// extensions of the files that a Go build may read.
+var extensions = []string{".go", ".c", ".cc", ".cpp", ".cxx", ".m", ".h", ".hh", ".hpp", ".hxx", ".f", ".F", ".for", ".f90", ".s", ".S", ".sx", ".swig", ".swigcxx", ".syso", ".pgo"}
+
+// Compiled reports whether a Go build may read a file of this name. It does
+// not read tests, nor files that begin with a dot or an underscore.
+func Compiled(name string) bool {
+	return slices.Contains(extensions, filepath.Ext(name)) && !strings.HasSuffix(name, "_test.go") && name[0] != '.' && name[0] != '_'
+}
+
+// each calls f once with the path of each file of the set.
+func (s Set) each(f func(path string)) {
+	seen := map[string]bool{}
+	once := func(path string) {
+		if !seen[path] {
+			seen[path] = true
+			f(path)
+		}
+	}
+	for _, dir := range s.Dirs {
+		for _, name := range files(dir) {
+			if Compiled(name) {
+				once(filepath.Join(dir, name))
+			}
+		}
+	}
+	for _, dir := range s.Folders {
+		for _, name := range files(dir) {
+			once(filepath.Join(dir, name))
+		}
+	}
+	for _, tree := range s.Trees {
+		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && !e.IsDir() {
+				once(path)
+			}
+			return nil
+		})
+	}
+	for _, file := range s.Files {
+		once(file)
+	}
+}
+
+// files lists the names in dir that are not directories.
+func files(dir string) []string {
+	entries, _ := os.ReadDir(dir)
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// Copy copies every file of the set below dir, so that a build can read what
+// no longer changes. It returns where each copy is, and their snapshot under
+// the names of the originals.
+func Copy(s Set, dir string) (copies map[string]string, snap *Snapshot, err error) {
+	copies, snap = map[string]string{}, newSnapshot()
+	s.each(func(path string) {
+		data, info, ok := read(path)
+		if !ok {
+			return
+		}
+		to := filepath.Join(dir, path)
+		mkErr := os.MkdirAll(filepath.Dir(to), 0o755)
+		if mkErr == nil {
+			mkErr = os.WriteFile(to, data, 0o644)
+		}
+		err = errors.Join(err, mkErr)
+		copies[path] = to
+		snap.add(path, data, info)
+	})
+	return copies, snap, err
+}

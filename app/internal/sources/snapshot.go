@@ -1,0 +1,217 @@
+// Package sources knows what a build reads, what these files say, and when to
+// look at them again.
+//
+// [Inputs] is what a build reads, [Set] where that lies, [Snapshot] its content
+// at one moment. It is level-triggered: two snapshots are compared. A [Watcher]
+// only says that something may have changed; whatever events are lost, doubled
+// or meaningless, the next look finds the truth.
+package sources
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+)
+
+// Sum identifies the content of a file.
+type Sum [sha256.Size]byte
+
+// Snapshot is the content of a set at one moment. It does not change, so a
+// save takes one and hands it on: each file is read and hashed once. A nil
+// Snapshot has no files.
+type Snapshot struct {
+	files map[string]file
+	data  map[string][]byte // of a few files, see [Snapshot.Content]
+	taken time.Time         // before the first file was read
+}
+
+// file is one file as a snapshot saw it.
+type file struct {
+	sum   Sum
+	stamp stamp
+}
+
+// stamp is what a file system says about a file's content without reading it.
+type stamp struct {
+	size              int64
+	modified, changed time.Time // changed is the inode's; zero where there is none
+	inode             uint64
+}
+
+func newSnapshot() *Snapshot {
+	return &Snapshot{files: map[string]file{}, data: map[string][]byte{}, taken: time.Now()}
+}
+
+// Take reads every file of the set. What cannot be read, or is not a regular
+// file, counts as absent.
+func Take(s Set) *Snapshot { return TakeAfter(s, nil) }
+
+// maxData bounds the bytes that a snapshot keeps of changed files.
+const maxData = 1 << 20
+
+// TakeAfter is [Take] for the sources that follow older ones: the content of
+// what differs is kept for those who have to read it.
+func TakeAfter(s Set, older *Snapshot) *Snapshot {
+	snap, room := newSnapshot(), maxData
+	s.each(func(path string) {
+		data, info, ok := read(path)
+		if !ok {
+			return
+		}
+		snap.add(path, data, info)
+		if sum, known := older.Sum(path); older != nil && (!known || sum != snap.files[path].sum) && len(data) <= room {
+			snap.data[path] = data
+			room -= len(data)
+		}
+	})
+	return snap
+}
+
+// Content returns what a file said; ok is false if it says something else now
+// and the snapshot has not kept it. The caller must not change it.
+func (s *Snapshot) Content(path string) (data []byte, ok bool) {
+	sum, ok := s.Sum(path)
+	if !ok {
+		return nil, false
+	}
+	if data, ok := s.data[path]; ok {
+		return data, true
+	}
+	data, _, ok = read(path)
+	return data, ok && sha256.Sum256(data) == sum
+}
+
+// read reads a regular file. info is from before it was read.
+func read(path string) (data []byte, info fs.FileInfo, ok bool) {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() { // reading a pipe would block
+		return nil, nil, false
+	}
+	data, err = os.ReadFile(path)
+	return data, info, err == nil
+}
+
+func (s *Snapshot) add(path string, data []byte, info fs.FileInfo) {
+	s.files[path] = file{sha256.Sum256(data), stampOf(info)}
+}
+
+// Sum returns the sum of a file; ok is false if the snapshot does not have it.
+func (s *Snapshot) Sum(path string) (sum Sum, ok bool) {
+	if s == nil {
+		return Sum{}, false
+	}
+	f, ok := s.files[path]
+	return f.sum, ok
+}
+
+// Names lists the files directly in dir, sorted, that a Go build may read; with
+// below it lists every file below dir, by its whole path.
+func (s *Snapshot) Names(dir string, below bool) []string {
+	names := []string{}
+	prefix := dir + string(filepath.Separator)
+	for path := range s.files {
+		switch {
+		case below && len(path) > len(prefix) && path[:len(prefix)] == prefix:
+			names = append(names, path)
+		case !below && filepath.Dir(path) == dir && Compiled(filepath.Base(path)):
+			names = append(names, filepath.Base(path))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Equal reports whether both have the same files with the same content.
+func (s *Snapshot) Equal(other *Snapshot) bool { return len(s.Diff(other)) == 0 }
+
+// Diff lists the paths that differ between s and other, sorted.
+func (s *Snapshot) Diff(other *Snapshot) []string {
+	var paths []string
+	for path, f := range s.all() {
+		if sum, ok := other.Sum(path); !ok || f.sum != sum {
+			paths = append(paths, path)
+		}
+	}
+	for path := range other.all() {
+		if _, ok := s.Sum(path); !ok {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+func (s *Snapshot) all() map[string]file {
+	if s == nil {
+		return nil
+	}
+	return s.files
+}
+
+// Current reports whether the set still has the content of s. It reads only
+// the files whose size or times differ, or were too young to tell anything.
+func (s *Snapshot) Current(set Set) bool {
+	n, same := 0, true
+	set.each(func(path string) {
+		if _, ok := s.Sum(path); ok {
+			n++
+			same = same && s.Holds(path)
+		} else if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			_, _, readable := read(path)
+			same = same && !readable
+		}
+	})
+	return same && n == len(s.all())
+}
+
+// young is how old a file's times must be for equal times to mean equal
+// content: clocks of file systems tick slowly.
+const young = 100 * time.Millisecond
+
+// Holds reports whether a file still has the content that s saw.
+func (s *Snapshot) Holds(path string) bool {
+	f, ok := s.files[path]
+	if !ok {
+		return false
+	}
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return false
+	}
+	now := stampOf(info)
+	settled := s.taken.Add(-young)
+	if now == f.stamp && !now.changed.IsZero() && now.modified.Before(settled) && now.changed.Before(settled) && withoutEvents(filepath.Dir(path)) == "" {
+		return true
+	}
+	data, err := os.ReadFile(path)
+	return err == nil && sha256.Sum256(data) == f.sum
+}
+
+// stamp identifies names, sizes and times of everything in s: it is cheaper
+// than the content, and says when to look at that.
+func (s Set) stamp() (sum Sum) {
+	h := sha256.New()
+	s.each(func(path string) {
+		if info, err := os.Stat(path); err == nil {
+			fmt.Fprintf(h, "%s %d %d\n", path, info.Size(), info.ModTime().UnixNano())
+		}
+	})
+	h.Sum(sum[:0])
+	return sum
+}
+
+// ChangedSince reports whether a file was written at t or later, as far as its
+// time can show that: one in the future shows nothing.
+func (s Set) ChangedSince(t time.Time) (changed bool) {
+	now := time.Now()
+	s.each(func(path string) {
+		if info, err := os.Stat(path); err == nil && !info.ModTime().Before(t) && !info.ModTime().After(now) {
+			changed = true
+		}
+	})
+	return changed
+}

@@ -1,0 +1,181 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"example.org/orchestrator/app/internal/build"
+)
+
+// builds is the binaries of generations, and the folder with those that were
+// made or copied here: <dir>/<id>/orchestrator.
+type builds struct {
+	dir    string         // absolute
+	number int            // of the last generation; numbers are never reused
+	binary map[int]string // generation -> the file it was started from
+	copy   map[int]string // generation -> a copy of that in dir, or the file itself if it is there
+
+	lastServed int    // generation
+	older      string // the build before the one that serves
+	oldest     string // and the one before that, for a rollback
+}
+
+func newBuilds(runDir string) builds {
+	return builds{dir: filepath.Join(absolute(runDir), "builds"), binary: map[int]string{}, copy: map[int]string{}}
+}
+
+// add gives a generation that is about to start from binary its number.
+func (b *builds) add(binary string) (generation int) {
+	b.number++
+	b.binary[b.number] = binary
+	return b.number
+}
+
+// startable is the binary of a generation as it was when it began to serve:
+// the file it was started from may have been replaced or deleted.
+func (b *builds) startable(generation int) string {
+	if kept := b.copy[generation]; exists(kept) {
+		return kept
+	}
+	return b.binary[generation]
+}
+
+// serves notes that a generation serves for the first time; upgraded says that
+// it has replaced another, for a restart after a crash makes no build older. It
+// reports whether a copy of its binary has to be made.
+func (b *builds) serves(generation int, upgraded bool) (copyIt bool) {
+	binary := b.binary[generation]
+	if b.lastServed != 0 && upgraded && b.lastServed != generation && b.startable(b.lastServed) != binary {
+		b.older, b.oldest = b.startable(b.lastServed), b.older
+	}
+	b.lastServed = generation
+	if b.inDir(binary) && exists(binary) {
+		b.copy[generation] = binary
+		return false
+	}
+	return true
+}
+
+// servesOn notes that a generation serves again, or still.
+func (b *builds) servesOn(generation int) {
+	if b.lastServed != generation { // another had taken over
+		b.older = b.oldest
+	}
+	b.lastServed = generation
+}
+
+func (b *builds) inDir(binary string) bool { return filepath.Dir(filepath.Dir(binary)) == b.dir }
+
+// unneeded removes what is known of generations that are gone, and returns the
+// folders of dir whose builds nobody runs or would be started from. Running
+// reports whether a generation is alive; also are builds that are needed for
+// other reasons.
+func (b *builds) unneeded(folders []string, running func(generation int) bool, also ...string) (remove []string) {
+	needed := map[string]bool{"new": true}
+	for _, binary := range also {
+		needed[folder(binary)] = true
+	}
+	for n, binary := range b.binary {
+		if running(n) || n == b.lastServed {
+			needed[folder(binary)] = true
+			needed[folder(b.copy[n])] = true
+		} else if n < b.number {
+			delete(b.binary, n)
+			delete(b.copy, n)
+		}
+	}
+	for _, name := range folders {
+		if !needed[name] && !strings.HasPrefix(name, copyPrefix) {
+			remove = append(remove, name)
+		}
+	}
+	return remove
+}
+
+// prune removes builds that are not needed.
+func (b *builds) prune(running func(generation int) bool, also ...string) {
+	entries, _ := os.ReadDir(b.dir)
+	folders := make([]string, 0, len(entries))
+	for _, e := range entries {
+		folders = append(folders, e.Name())
+	}
+	for _, name := range b.unneeded(folders, running, also...) {
+		os.RemoveAll(filepath.Join(b.dir, name))
+	}
+}
+
+// folder is the name of a build's folder.
+func folder(binary string) string { return filepath.Base(filepath.Dir(binary)) }
+
+// buildID is how a build is called: the name of its folder, or of the binary.
+func buildID(binary string) string {
+	if dir := filepath.Dir(binary); filepath.Base(filepath.Dir(dir)) == "builds" {
+		return filepath.Base(dir)
+	}
+	return filepath.Base(binary)
+}
+
+// copyPrefix begins the names of folders that a copy is being made in.
+const copyPrefix = "keep-"
+
+// copyBuild copies an executable to the folder of builds.
+func copyBuild(from, dir string, generation int) (string, error) {
+	fresh := filepath.Join(dir, fmt.Sprint(copyPrefix, generation))
+	if err := os.MkdirAll(fresh, 0o755); err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(fresh)
+	out := filepath.Join(fresh, "orchestrator")
+	if err := copyFile(from, out); err != nil {
+		return "", err
+	}
+	return nameBuild(fresh, dir)
+}
+
+// nameBuild moves a build from the folder fresh to the one in dir that is
+// called after its content, unless it is there already. It returns the binary.
+func nameBuild(fresh, dir string) (string, error) {
+	id, err := build.Sum(filepath.Join(fresh, "orchestrator"))
+	if err != nil {
+		return "", err
+	}
+	out := filepath.Join(dir, id, "orchestrator")
+	if have, err := build.Sum(out); err == nil && have == id {
+		return out, os.RemoveAll(fresh)
+	}
+	os.RemoveAll(filepath.Join(dir, id))
+	return out, os.Rename(fresh, filepath.Join(dir, id))
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// copyFile copies an executable.
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}

@@ -1,0 +1,173 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// ending is how an attempt to reload ended, as far as the supervisor saw it.
+type ending int
+
+const (
+	endReported    ending = iota // a worker has reported, and the report decides
+	endUnchanged                 // the build is the one that serves
+	endBuildFailed               // there is nothing to upgrade to
+	endRefused                   // the supervisor gave it up: time, the end of the program, nobody answered
+	endSuperseded                // a newer request took its place
+	endDied                      // the serving generation died in it
+	endDiedAfter                 // the new generation died, and no older one was there to take over
+)
+
+// facts are all that an outcome depends on.
+type facts struct {
+	end        ending
+	report     *control.Report // of a worker; nil unless one has reported
+	stage      client.Stage    // where it ended, unless a report says
+	err        string          // why, unless a report says
+	lost       []string        // modules whose state died with their process
+	generation int             // reached or tried, unless a report says; 0 for none
+	serving    int             // the generation that serves now; 0 for none
+	trigger    []string        // paths
+	modules    []string        // that were to change, unless a report says
+	build      time.Duration   // how long building took; 0 for no build
+	total      time.Duration
+	notes      []string
+}
+
+// verdict is the table of all outcomes. Whoever died or was given up, the rest
+// follows from what is left.
+func (f *facts) verdict() client.Verdict {
+	switch f.end {
+	case endUnchanged:
+		return client.Unchanged
+	case endBuildFailed, endDied, endDiedAfter:
+		return client.Failed
+	case endRefused:
+		return client.Rejected
+	case endSuperseded:
+		return client.Superseded
+	}
+	switch r := f.report; {
+	case r.TookOver:
+		return client.Reloaded
+	case r.Committed:
+		return client.RolledBack
+	case len(r.Down)+len(r.Lost) > 0: // the old generation is not what it was
+		return client.Failed
+	default:
+		return client.Rejected
+	}
+}
+
+// probation is what an outcome says of the probation when it is concluded.
+func (f *facts) probation() client.Probation {
+	switch {
+	case f.end == endDiedAfter || f.report != nil && f.report.Committed:
+		return client.ProbationFailed
+	case f.report != nil && f.report.Standby:
+		return client.ProbationPending
+	default:
+		return ""
+	}
+}
+
+// conclude makes the outcome of an attempt. It is the only place that does.
+func conclude(f facts) client.Outcome {
+	o := client.Outcome{
+		Verdict:    f.verdict(),
+		Generation: f.generation,
+		Serving:    f.serving,
+		Trigger:    orEmpty(f.trigger),
+		Modules:    orEmpty(f.modules),
+		StagesMS:   map[client.Stage]float64{},
+		TotalMS:    milliseconds(f.total),
+		Stage:      f.stage,
+		Error:      f.err,
+		Probation:  f.probation(),
+		Lost:       f.lost,
+		Notes:      f.notes,
+	}
+	if r := f.report; r != nil {
+		for stage, ms := range r.StagesMS {
+			o.StagesMS[stage] = ms
+		}
+		o.Generation = r.Generation
+		o.Stage, o.FailedModule, o.Error = r.Stage, r.Module, r.Error
+		o.Lost, o.Reverted = r.Lost, r.Reverted
+		o.Held, o.Moved, o.Forwarded, o.Cancelled = r.Held, r.Moved, r.Forwarded, r.Cancelled
+		if r.TookOver {
+			o.Modules = orEmpty(r.Changed)
+		}
+		if len(r.Down) > 0 {
+			o.Error += fmt.Sprintf("; after the rollback %v does not start again and answers 503", r.Down)
+		}
+		o.Notes = append(slices.Clone(r.Notes), f.notes...)
+	}
+	if f.build > 0 {
+		o.StagesMS[client.StageBuild] = milliseconds(f.build)
+	}
+	if o.Verdict != client.Reloaded {
+		o.Notes = nil // they are about what serves now
+	}
+	return o
+}
+
+// revise is the outcome of an attempt that had succeeded, now that its
+// generation has failed: what it took and changed stays as it was said.
+func revise(had client.Outcome, now client.Outcome) client.Outcome {
+	had.Verdict, had.Serving, had.Probation = now.Verdict, now.Serving, now.Probation
+	had.Stage, had.FailedModule, had.Error = now.Stage, now.FailedModule, now.Error
+	had.Lost, had.Reverted, had.Notes = now.Lost, now.Reverted, nil
+	return had
+}
+
+func orEmpty(list []string) []string { return append([]string{}, list...) }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// affected names the modules that a change of packages concerns; all of them
+// when that is not known.
+func affected(says *control.Serving, packages []string, unknown bool) []string {
+	names := []string{}
+	if says == nil {
+		return names
+	}
+	for _, m := range says.Modules {
+		if unknown || slices.Contains(packages, says.Packages[m.Name]) {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// ownCode names the changed packages whose code this process runs too: no
+// reload replaces that. main is left out, which is mostly the list of modules.
+func ownCode(in *sources.Inputs, changed []string) []string {
+	if in == nil {
+		return nil
+	}
+	type here struct{}
+	own := in.Around(reflect.TypeFor[here]().PkgPath())
+	var found []string
+	for _, path := range changed {
+		if pkg, ok := in.PackageOf(path); ok && own[pkg] {
+			found = append(found, pkg)
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found)
+}
+
+// ownCodeNote says that a change is not live everywhere.
+func ownCodeNote(packages []string) string {
+	return "the change in " + strings.Join(packages, ", ") + " is live in the supervisor after restarting run"
+}

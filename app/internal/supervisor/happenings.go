@@ -1,0 +1,145 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/build"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// happening is something that the loop has to know. Other goroutines post
+// them; only the loop handles them, so handling needs no lock.
+type happening interface{ handle(*supervisor) }
+
+// post has the loop handle h. It reports false when the loop has ended.
+func (m *mailbox) post(h happening) bool {
+	select {
+	case m.inbox <- h:
+		return true
+	case <-m.ended:
+		return false
+	}
+}
+
+// after has the loop handle h after d.
+func (m *mailbox) after(d time.Duration, h happening) *time.Timer {
+	return time.AfterFunc(d, func() { m.post(h) })
+}
+
+// What a worker's link brings.
+type (
+	workerCame struct{ w *worker }
+	workerSaid struct {
+		w *worker
+		m control.Message
+	}
+	workerGone struct{ w *worker } // its link has ended, which is when it has died
+)
+
+func (h workerCame) handle(s *supervisor) { s.came(h.w) }
+func (h workerSaid) handle(s *supervisor) { s.hear(h.w, h.m) }
+func (h workerGone) handle(s *supervisor) { s.gone(h.w) }
+
+// What clients ask for.
+type (
+	reloadAsked struct{ r *request }
+	statusAsked struct {
+		answer chan client.Status
+		worker chan client.Status // the worker's part; closed if there is none
+	}
+	eventsAsked struct {
+		live chan client.Event // nil: only those there were
+		past chan []client.Event
+	}
+	eventsLeft struct{ live chan client.Event }
+)
+
+func (h reloadAsked) handle(s *supervisor) { s.request(h.r) }
+func (h statusAsked) handle(s *supervisor) { s.answerStatus(h) }
+func (h eventsAsked) handle(s *supervisor) {
+	if h.live != nil {
+		s.events.follow(h.live)
+	}
+	h.past <- s.events.last()
+}
+func (h eventsLeft) handle(s *supervisor) { s.events.leave(h.live) }
+
+// What work in the background gave. Each means nothing if the job it was for
+// is not the present one.
+type (
+	builderMade struct {
+		j       *job
+		builder build.Builder
+		err     error
+	}
+	listed struct {
+		j       *job
+		inputs  *sources.Inputs // on error, all that there may be
+		now     *sources.Snapshot
+		changed bool // the sources changed meanwhile
+		err     error
+	}
+	built struct {
+		j      *job
+		binary string
+		note   string
+		took   time.Duration
+		err    error
+	}
+	copied struct {
+		generation int
+		binary     string // of which
+		kept       string // the copy
+		err        error
+	}
+)
+
+func (h builderMade) handle(s *supervisor) { s.builderMade(h) }
+func (h listed) handle(s *supervisor)      { s.listed(h) }
+func (h built) handle(s *supervisor)       { s.built(h) }
+func (h copied) handle(s *supervisor)      { s.copied(h) }
+
+// What time brings.
+type (
+	requestExpired struct{ r *request }
+	configWaited   struct{ j *job } // for somebody to finish writing it
+	upgradeUnheard struct {
+		j *job
+		w *worker
+	}
+	stageOver struct {
+		w     *worker
+		stage *control.Stage
+	}
+	takeoverLate struct {
+		died  *worker // serving
+		limit time.Duration
+	}
+	restartDue  struct{ binary string }
+	restartLate struct {
+		pid   int
+		limit time.Duration
+	}
+	servedLong struct{ w *worker }
+)
+
+func (h requestExpired) handle(s *supervisor) { s.expire(h.r) }
+func (h configWaited) handle(s *supervisor) {
+	if s.job == h.j {
+		s.buildAnew()
+	}
+}
+func (h upgradeUnheard) handle(s *supervisor) { s.unheard(h.j, h.w) }
+func (h stageOver) handle(s *supervisor)      { s.stuck(h.w, h.stage) }
+func (h takeoverLate) handle(s *supervisor)   { s.killLate(h.died, h.limit) }
+func (h restartDue) handle(s *supervisor)     { s.restart(h.binary) }
+func (h restartLate) handle(s *supervisor)    { s.killStart(h.pid, h.limit) }
+func (h servedLong) handle(s *supervisor) {
+	if s.workers.serving == h.w {
+		s.crashes.forget()
+	}
+}

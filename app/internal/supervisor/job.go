@@ -1,0 +1,249 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// phase is how far a job has come.
+type phase int
+
+const (
+	listPhase    phase = iota // finding out what a build reads
+	buildPhase                // of the snapshot snap
+	upgradePhase              // the serving generation is handing over
+	failedPhase               // failed, and believed once the sources are quiet
+)
+
+// job is one attempt to make the running program what it should be, from the
+// wish to the outcome.
+type job struct {
+	phase    phase
+	initial  bool       // makes the first generation
+	repair   bool       // the serving build again
+	requests []*request // that wait for it
+	saved    bool       // begun because of a save, not for a request
+	forced   bool       // build even if nothing changed
+	began    time.Time
+
+	snap     *sources.Snapshot // what is being built; nil for a binary that was given
+	frozen   bool              // built from copies
+	waited   bool              // for somebody to finish writing the configuration
+	restarts int               // builds that were of something else in the end
+	again    bool              // the sources changed during the build
+
+	paths   []string // that differ from what serves
+	trigger []string // likewise, for people
+	changed []string // packages, likewise
+	unknown bool     // what differs is not known
+
+	cancel    context.CancelCauseFunc // of the work in the background
+	expired   error                   // nobody waits for it any more
+	buildTime time.Duration
+	note      string // of the builder
+
+	binary     string
+	generation int // that it tries to make; 0 before the upgrade
+
+	failure *client.Outcome  // in failedPhase
+	quiet   <-chan time.Time // in failedPhase: when to believe it
+}
+
+// end cancels what the job does in the background.
+func (j *job) end(why error) {
+	if j.cancel != nil {
+		j.cancel(why)
+	}
+}
+
+// toBinary makes the job one that needs no build.
+func (j *job) toBinary(binary string) { j.binary, j.snap, j.unknown = binary, nil, true }
+
+// overdue reports whether the next build has to finish, whatever is saved.
+func (j *job) overdue() bool {
+	return j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
+}
+
+// background is the context of what the job does beside the loop.
+func (j *job) background() context.Context {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	j.cancel = cancel
+	return ctx
+}
+
+var errChanged = errors.New("the sources changed")
+
+// looks is when to look at the sources.
+func (s *supervisor) looks() <-chan struct{} {
+	if s.plan.watcher == nil || s.stop.begun {
+		return nil
+	}
+	return s.plan.watcher.Changed()
+}
+
+// look compares what the sources say with what is being built or serves.
+func (s *supervisor) look() {
+	snap, j := s.plan.look(), s.job
+	alive := s.workers.serving != nil || s.state() == recovering
+	switch s.plan.wants(snap, j, alive, time.Now()) {
+	case wishHealed:
+		s.plan.refused = nil
+	case wishReload:
+		s.start(&job{snap: snap})
+	case wishCancel:
+		j.again = true
+		j.end(errChanged)
+	case wishAgain:
+		j.again = true
+	case wishRetry:
+		s.start(&job{began: j.began, requests: j.requests, snap: snap})
+	}
+}
+
+// start begins a job. Its snapshot, if it has one, is of this moment.
+func (s *supervisor) start(j *job) {
+	if j.began.IsZero() {
+		j.began = time.Now()
+	}
+	s.job = j
+	j.saved = len(j.requests) == 0
+	var r client.ReloadRequest
+	if !j.saved {
+		r = j.requests[len(j.requests)-1].reload
+	}
+	switch {
+	case r.Binary != "":
+		j.toBinary(r.Binary)
+		s.upgrade()
+	case s.plan.watcher == nil && !r.Build:
+		j.toBinary(s.opts.Binary)
+		s.upgrade()
+	case s.plan.builder == nil:
+		s.makeBuilder()
+	default:
+		s.fromSources()
+	}
+}
+
+// next begins with what waits, or looks whether there is anything to do.
+func (s *supervisor) next() {
+	if r := s.queue.take(); r != nil {
+		s.start(&job{requests: []*request{r}})
+		return
+	}
+	if w := s.workers.unhealthy; w != nil && w == s.workers.serving {
+		s.workers.unhealthy = nil
+		s.repair(w)
+		return
+	}
+	if s.plan.watcher != nil && !s.stop.begun {
+		s.look()
+	}
+}
+
+// jobExpired ends the job if nobody waits for it any more, and reports whether
+// it did.
+func (s *supervisor) jobExpired() bool {
+	if s.job.expired == nil {
+		return false
+	}
+	s.failed(facts{end: endRefused, stage: client.StageBuild, err: s.job.expired.Error()})
+	return true
+}
+
+// quiet is when to believe a failure.
+func (s *supervisor) quiet() <-chan time.Time {
+	if s.job == nil {
+		return nil
+	}
+	return s.job.quiet
+}
+
+// failed ends the job: at once if somebody waits for it, else when the sources
+// are quiet.
+func (s *supervisor) failed(f facts) {
+	j := s.job
+	if j.initial { // something has to run
+		s.builtFirst("", errors.New(f.err))
+		return
+	}
+	o := s.conclude(f)
+	if len(j.requests) > 0 || s.stop.begun {
+		s.finish(o)
+		return
+	}
+	j.phase, j.failure = failedPhase, &o
+	j.quiet = time.After(s.plan.quietTime(j.snap))
+}
+
+// believe ends a job that has failed, unless the sources have changed since.
+func (s *supervisor) believe() {
+	j := s.job
+	if j.snap != nil && !j.snap.Current(s.plan.set) {
+		s.start(&job{began: j.began, snap: s.plan.look()})
+		return
+	}
+	s.finish(*j.failure)
+}
+
+// conclude makes the outcome of the job, or of a request that has none.
+func (s *supervisor) conclude(f facts) client.Outcome {
+	f.serving = s.workers.number()
+	if j := s.job; j != nil {
+		if f.generation == 0 {
+			f.generation = j.generation
+		}
+		f.trigger = j.trigger
+		f.build = j.buildTime
+		f.total = time.Since(j.began)
+		f.notes = s.notes(j)
+	}
+	return conclude(f)
+}
+
+// notes is what people should know of a job that succeeds.
+func (s *supervisor) notes(j *job) (notes []string) {
+	if own := ownCode(s.plan.inputs, j.paths); len(own) > 0 {
+		notes = append(notes, ownCodeNote(own))
+	}
+	if j.note != "" {
+		notes = append(notes, "built the long way, by go build: "+j.note)
+	}
+	if j.repair {
+		notes = append(notes, "this was the same build again, after a rollback that did not work")
+	}
+	return notes
+}
+
+// finish ends the job with o, tells everybody, and goes on with what waits.
+func (s *supervisor) finish(o client.Outcome) {
+	j := s.job
+	s.job = nil
+	o.TotalMS = milliseconds(time.Since(j.began))
+	o.Serving = s.workers.number()
+	if !o.Good() && !j.repair {
+		if j.expired == nil {
+			s.plan.refused = j.snap
+		}
+		s.tellFailure(o, j.changed, j.unknown)
+	}
+	if !j.repair {
+		s.last = &o
+	}
+	s.printf("%s", o.String())
+	waiting := j.requests
+	if o.Verdict == client.Reloaded { // also without a probation it is not final yet
+		s.standby, waiting = newStandby(j, o)
+	}
+	for _, r := range waiting {
+		r.answer(o)
+	}
+	s.prune()
+	s.next()
+}

@@ -1,0 +1,139 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"os"
+	"slices"
+	"time"
+
+	"example.org/orchestrator/app/internal/build"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+const (
+	// quietTime is how long the sources must stay unchanged before a failure
+	// is believed, and writingTime if a file that changed looks half-written:
+	// that is nobody's mistake.
+	quietTime   = 60 * time.Millisecond
+	writingTime = 300 * time.Millisecond
+
+	// After this many cancelled builds, or this long, a build may finish: it
+	// then reads copies, which nobody edits.
+	maxCancelled = 3
+	maxWaiting   = 2 * time.Second
+)
+
+// plan is what the sources want the program to be, and what it is.
+type plan struct {
+	config  string // the configuration file, absolute
+	builder build.Builder
+	watcher watcher           // nil without hot reload
+	inputs  *sources.Inputs   // what a build reads; nil before the first listing
+	set     sources.Set       // where that is
+	listed  *sources.Snapshot // what inputs were listed from; nil to list again
+
+	current  origin            // of what serves, or will once it starts
+	previous origin            // of what served before
+	refused  *sources.Snapshot // failed last: not tried again until it changes
+
+	saidIgnoring bool // that changes are ignored
+}
+
+// origin is what a generation was made of.
+type origin struct {
+	binary string
+	snap   *sources.Snapshot // of the sources then; nil if they are not known
+	built  bool              // from just these sources
+}
+
+// wish is what a look at the sources calls for.
+type wish int
+
+const (
+	wishNothing wish = iota
+	wishReload       // the sources differ from what serves
+	wishHealed       // they are again what serves
+	wishAgain        // they differ from what is being built: build again afterwards
+	wishCancel       // likewise, and the build may be cancelled for it
+	wishRetry        // they differ from what failed, before that was believed
+)
+
+// wants decides what snap calls for while j runs. alive says that something
+// serves or that a start is being retried.
+func (p *plan) wants(snap *sources.Snapshot, j *job, alive bool, now time.Time) wish {
+	switch {
+	case j == nil && snap.Equal(p.current.snap):
+		return wishHealed
+	case j == nil && p.refused != nil && snap.Equal(p.refused):
+		return wishNothing
+	case j == nil && alive:
+		return wishReload
+	case j == nil:
+		return wishNothing
+	case j.phase == buildPhase && !j.frozen && !snap.Equal(j.snap):
+		if j.restarts < maxCancelled && now.Sub(j.began) < maxWaiting {
+			return wishCancel
+		}
+		return wishAgain
+	case j.phase == failedPhase && !snap.Equal(j.snap):
+		return wishRetry
+	default:
+		return wishNothing
+	}
+}
+
+// stale reports whether a build of snap may read other files than inputs says.
+func (p *plan) stale(snap *sources.Snapshot) bool {
+	return p.inputs == nil || p.inputs.Stale(snap, p.code(snap.Diff(p.listed)))
+}
+
+// code is paths without the configuration.
+func (p *plan) code(paths []string) []string {
+	return slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return path == p.config })
+}
+
+// look reads the sources. What changed since the present generation was made
+// is kept in memory, for the build that may follow.
+func (p *plan) look() *sources.Snapshot { return sources.TakeAfter(p.set, p.current.snap) }
+
+// know takes over what a listing has found.
+func (p *plan) know(in *sources.Inputs) {
+	p.set = in.Set(p.config)
+	if p.watcher != nil {
+		p.watcher.Watch(p.set)
+	}
+}
+
+// serves notes what a new generation was made of.
+func (p *plan) serves(binary string, snap *sources.Snapshot) {
+	p.current.binary = binary
+	if p.current.built = snap != nil; p.current.built {
+		p.current.snap = snap
+	}
+}
+
+// quietTime is how long the sources must stay as snap has them before a failure
+// of it is believed.
+func (p *plan) quietTime(snap *sources.Snapshot) time.Duration {
+	if slices.ContainsFunc(snap.Diff(p.current.snap), halfWritten) {
+		return writingTime
+	}
+	return quietTime
+}
+
+// halfWritten reports whether a file looks as if it were being written: it is
+// empty, or gone, or does not end with the end of a line.
+func halfWritten(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	var last [1]byte
+	info, err := f.Stat()
+	if err == nil {
+		_, err = f.ReadAt(last[:], info.Size()-1)
+	}
+	return err != nil || last[0] != '\n'
+}

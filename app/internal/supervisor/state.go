@@ -1,0 +1,99 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"slices"
+
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/handoff/failpoint"
+)
+
+// state is what the supervisor is doing. It follows from what it owns, so it
+// cannot contradict that: see [supervisor.state].
+//
+//	            serving                  upgrade               report: took over
+//	starting ─────────────▶ serving ───────────────▶ upgrading ─────────────────▶ probation
+//	                        ▲  ▲  ▲                      │  ▲                        │   │
+//	                        │  │  └────── report: failed ┘  └──── upgrade (ends it) ─┘   │
+//	                        │  └──────────── final, or report: failed after the commit ──┘
+//	                        │ serving
+//	                    recovering ◀── the serving generation died, whatever the state
+//
+//	stopping ◀── SIGTERM, Ctrl-C: from every state, and for good
+//
+// Listing and building go on in any state before stopping: until there is a
+// binary to hand over to, nothing is touched. See [job].
+type state int
+
+const (
+	starting   state = iota // no generation has served yet
+	serving                 // one serves, and is final
+	upgrading               // the serving one was told to hand over
+	probation               // one serves, and the one before stands by
+	recovering              // the serving one died, and another has been started
+	stopping
+)
+
+func (s state) String() string {
+	return [...]string{"starting", "serving", "upgrading", "probation", "recovering", "stopping"}[s]
+}
+
+func (s *supervisor) state() state {
+	switch {
+	case s.stop.begun:
+		return stopping
+	case s.workers.serving == nil && !s.workers.everServed:
+		return starting
+	case s.workers.serving == nil:
+		return recovering
+	case s.job != nil && s.job.phase == upgradePhase:
+		return upgrading
+	case s.standby != nil:
+		return probation
+	default:
+		return serving
+	}
+}
+
+// hearing is what one type of message from a worker means, and when.
+type hearing struct {
+	message string
+	in      []state // elsewhere it comes too late, and means nothing
+	do      func(*supervisor, *worker, control.Message)
+}
+
+var (
+	always    = []state{starting, serving, upgrading, probation, recovering, stopping}
+	whileUp   = []state{serving, upgrading, probation, stopping}
+	unstopped = []state{serving, upgrading, probation}
+)
+
+// hearings is everything that a worker can say.
+//
+// A report that an upgrade failed may find its job gone: the supervisor has
+// given up on it, or a newer one took its place. The worker serves in any case,
+// which is why it is heard in every state in which one can serve.
+var hearings = []hearing{
+	{control.TypeServing, always, (*supervisor).hearServing},
+	{control.TypeReport, whileUp, (*supervisor).hearReport},
+	{control.TypeStage, whileUp, (*supervisor).hearStage},
+	{control.TypeFinal, []state{upgrading, probation, stopping}, (*supervisor).hearFinal},
+	{control.TypeDrained, always, (*supervisor).hearDrained},
+	{control.TypeRepair, unstopped, (*supervisor).hearRepair},
+	{control.TypeEvent, always, (*supervisor).hearEvent},
+	{control.TypeStatus, always, (*supervisor).hearStatus},
+}
+
+// hear handles a worker's message.
+func (s *supervisor) hear(w *worker, m control.Message) {
+	failpoint.At(failpoint.Supervisor, "on", m.Type)
+	for _, h := range hearings {
+		if h.message == m.Type {
+			if slices.Contains(h.in, s.state()) {
+				h.do(s, w, m)
+			}
+			return
+		}
+	}
+}

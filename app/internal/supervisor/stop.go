@@ -1,0 +1,114 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"os"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/proc"
+	"example.org/orchestrator/app/internal/wire"
+)
+
+const (
+	// stopLimit is how long a stop may take before a generation has said how
+	// long it takes.
+	stopLimit = 10 * time.Second
+
+	// leaveTime is how long processes may take to be gone after the last link
+	// has ended, and killTime how long after they were killed.
+	leaveTime = 2 * time.Second
+	killTime  = time.Second
+)
+
+// stop is the end of the program.
+type stop struct {
+	begun    bool
+	code     int              // the program's exit code
+	deadline <-chan time.Time // when everything is killed
+	terminal bool             // the program was started in one
+}
+
+// beginStop ends the program gracefully.
+func (s *supervisor) beginStop() {
+	s.stop.begun = true
+	limit := stopLimit
+	if w := s.workers.serving; w != nil && w.says != nil {
+		limit = w.stopTime()
+	}
+	s.stop.deadline = time.After(limit)
+	for _, w := range s.workers.linked {
+		s.send(w, control.Message{Type: control.TypeStop})
+	}
+	if first := s.workers.first; first.pid != 0 && len(s.workers.linked) == 0 {
+		s.sys.terminate(first.pid)
+	}
+	s.abandon(errStopping)
+}
+
+// abandon ends whatever is being tried.
+func (s *supervisor) abandon(why error) {
+	if j := s.job; j != nil {
+		s.job = nil
+		j.end(why)
+		for _, r := range j.requests {
+			s.turnAway(r, endRefused, why.Error())
+		}
+	}
+	if r := s.queue.take(); r != nil {
+		s.turnAway(r, endRefused, why.Error())
+	}
+	if s.standby != nil {
+		s.endStandby(client.ProbationCut)
+	}
+}
+
+func (s *supervisor) killAll() {
+	for _, group := range s.workers.groups {
+		s.sys.killGroup(group)
+	}
+}
+
+// firstExited is called when a process that was started here has ended.
+func (s *supervisor) firstExited(status proc.Status) {
+	pid := s.workers.first.pid
+	s.workers.first = firstProcess{}
+	switch {
+	case s.stop.begun:
+		if s.stop.code == 0 && s.stop.deadline != nil && status.Code > 0 {
+			s.stop.code = status.Code
+		}
+	case s.workers.everServed:
+		s.restartIfGone()
+	default:
+		s.printf("the program could not start (process %d: %s)", pid, status)
+		s.stop.begun, s.stop.code = true, max(1, status.Code)
+	}
+}
+
+// stopped makes sure that nothing is left.
+func (s *supervisor) stopped() {
+	if s.plan.watcher != nil {
+		s.plan.watcher.Close()
+	}
+	if s.plan.builder != nil {
+		s.plan.builder.Close()
+	}
+	s.waitChildless(leaveTime)
+	if w := s.workers.serving; w != nil && s.stop.code == 0 {
+		if status, ok := s.sys.exited(w.pid); ok && status != (proc.Status{}) {
+			s.stop.code = max(1, status.Code)
+		}
+	}
+	s.killAll()
+	s.waitChildless(killTime)
+	os.Remove(wire.Socket(s.opts.RunDir))
+}
+
+func (s *supervisor) waitChildless(limit time.Duration) {
+	for end := time.Now().Add(limit); !s.sys.childless() && time.Now().Before(end); {
+		time.Sleep(2 * time.Millisecond)
+	}
+}

@@ -1,0 +1,197 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"fmt"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+)
+
+// answerTime is how long a generation may take to begin with an upgrade, and
+// to say how it went, beyond the limits it has named itself.
+const answerTime = 2 * time.Second
+
+// standby is a generation that serves and is not final yet: the one before it
+// stands by.
+type standby struct {
+	generation int
+	outcome    client.Outcome
+	changed    []string // packages
+	unknown    bool
+	repair     bool
+	requests   []*request // that wait for the end of it
+}
+
+// newStandby is the standby that follows o. Requests that wait for its end go
+// along; done are the others.
+func newStandby(j *job, o client.Outcome) (s *standby, done []*request) {
+	s = &standby{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown, repair: j.repair}
+	for _, r := range j.requests {
+		if !r.reload.WaitProbation {
+			done = append(done, r)
+			continue
+		}
+		if r.timer != nil {
+			r.timer.Stop() // it was for the time until the commit
+		}
+		s.requests = append(s.requests, r)
+	}
+	return s, done
+}
+
+// upgrade has the serving generation hand over to the job's binary. A newer
+// reload ends the probation of the one before it early.
+func (s *supervisor) upgrade() {
+	j, w := s.job, s.workers.serving
+	if w == nil { // until a generation serves
+		instead := s.state() == recovering && !j.repair
+		s.job = nil
+		if instead {
+			s.startInstead(j)
+		}
+		for _, r := range j.requests {
+			s.wait(r)
+		}
+		return
+	}
+	j.phase = upgradePhase
+	j.generation = s.builds.add(j.binary)
+	order := j.order()
+	for _, other := range s.workers.linked {
+		if other != w {
+			s.send(other, control.Message{Type: control.TypeExpedite})
+		}
+	}
+	s.send(w, control.Message{Type: control.TypeUpgrade, Upgrade: &order})
+	w.enter(nil, nil)
+	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnheard{j, w})
+}
+
+// order is what the serving generation is told. Requests that share a job get
+// one upgrade, which does what any of them wants.
+func (j *job) order() control.Upgrade {
+	order := control.Upgrade{
+		Binary:     absolute(j.binary),
+		Generation: j.generation,
+		Changed:    j.changed,
+		Unknown:    j.unknown,
+		Repair:     j.repair,
+	}
+	limit := defaultTimeout
+	if len(j.requests) > 0 {
+		limit = 0
+	}
+	for _, r := range j.requests {
+		order.Force = order.Force || r.reload.Force
+		order.DropState = append(order.DropState, r.reload.DropState...)
+		limit = max(limit, r.limit())
+	}
+	order.TimeoutMS = limit.Milliseconds()
+	return order
+}
+
+// unheard gives up on a generation that has not even begun with the upgrade. It
+// may be stopped, by a debugger for instance, and serve again when it goes on,
+// so it is left alone.
+func (s *supervisor) unheard(j *job, w *worker) {
+	if s.job != j || s.workers.serving != w || w.stage != nil {
+		return
+	}
+	s.send(w, control.Message{Type: control.TypeCancel, Error: "the answer comes too late"})
+	s.failed(facts{
+		end:   endRefused,
+		stage: client.StageStart,
+		err:   fmt.Sprintf("generation %d (process %d) does not answer; is it stopped? Kill it to have the program started again, without its state", w.generation, w.pid),
+	})
+}
+
+// reported is called when a worker has reported how an upgrade went.
+func (s *supervisor) reported(r control.Report) {
+	if s.standby != nil && r.Generation == s.standby.generation {
+		s.rolledBack(s.conclude(facts{report: &r}))
+		return
+	}
+	j := s.job
+	if j == nil || j.phase != upgradePhase || r.Generation != j.generation {
+		return // the supervisor has given up on this one
+	}
+	if !r.TookOver {
+		s.failed(facts{report: &r})
+		return
+	}
+	if !j.repair {
+		s.plan.previous = s.plan.current
+		s.plan.serves(j.binary, j.snap)
+		s.plan.refused = nil
+		s.crashes.forget() // those were of another build, or of none that is to blame
+	}
+	s.finish(s.conclude(facts{report: &r}))
+}
+
+// rolledBack is called when a generation has failed in its probation and the
+// one before it serves again.
+func (s *supervisor) rolledBack(now client.Outcome) {
+	p := s.standby
+	s.standby = nil
+	if !p.repair { // else it was of the same sources
+		s.plan.refused = s.plan.current.snap
+		s.plan.current = s.plan.previous
+	}
+	o := revise(p.outcome, now)
+	s.last = &o
+	s.printf("%s", o.String())
+	s.tellFailure(o, p.changed, p.unknown)
+	for _, r := range p.requests {
+		r.answer(o)
+	}
+	j := s.job
+	if j == nil {
+		s.prune()
+		s.next()
+		return
+	}
+	if j.phase >= buildPhase && j.phase <= upgradePhase && j.snap != nil && !j.repair {
+		s.nameChange()
+	}
+	if j.phase == upgradePhase { // its order went to the generation that failed
+		s.upgrade()
+	}
+}
+
+// endStandby is called when a generation is final, well or not.
+func (s *supervisor) endStandby(how client.Probation) {
+	p := s.standby
+	s.standby = nil
+	if p.outcome.Probation != "" || how == client.ProbationFailed {
+		p.outcome.Probation = how
+	}
+	if s.last != nil && s.last.Generation == p.generation {
+		s.last.Probation = p.outcome.Probation
+	}
+	if how == client.ProbationFailed && s.workers.number() == p.generation {
+		s.printf("generation %d is unhealthy, and there is none to go back to: it goes on", p.generation)
+	}
+	for _, r := range p.requests {
+		r.answer(p.outcome)
+	}
+	if s.job == nil {
+		s.prune()
+	}
+}
+
+// repair replaces a degraded generation by a fresh process of its own build.
+func (s *supervisor) repair(w *worker) {
+	if s.workers.serving != w || s.stop.begun {
+		return
+	}
+	if s.job != nil { // which replaces it as well, if it succeeds
+		s.workers.unhealthy = w
+		return
+	}
+	s.printf("generation %d does not recover by itself: handing over to a fresh process of the same build", w.generation)
+	s.job = &job{repair: true, binary: s.builds.startable(w.generation), began: time.Now(), snap: s.plan.current.snap}
+	s.upgrade()
+}

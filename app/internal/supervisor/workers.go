@@ -1,0 +1,359 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/proc"
+	"example.org/orchestrator/app/internal/wire"
+	"example.org/orchestrator/handoff/failpoint"
+)
+
+// worker is a generation's process, for as long as its link holds.
+type worker struct {
+	generation int
+	pid        int
+	build      string
+	conn       *wire.Conn
+	says       *control.Serving // what it said of itself last; nil until it serves
+	stage      *control.Stage   // of the upgrade that it does
+	watchdog   *time.Timer      // ends the stage
+}
+
+// stopTime is the longest that a graceful stop of w may take.
+func (w *worker) stopTime() time.Duration {
+	return time.Duration(w.says.StopMS) * time.Millisecond
+}
+
+// enter begins a stage of an upgrade, which the timer ends; nil is none.
+func (w *worker) enter(stage *control.Stage, timer *time.Timer) {
+	w.unwatch()
+	w.stage, w.watchdog = stage, timer
+}
+
+// unwatch ends the watch over a stage, which w stays in.
+func (w *worker) unwatch() {
+	if w.watchdog != nil {
+		w.watchdog.Stop()
+		w.watchdog = nil
+	}
+}
+
+// workers is every process of the program that is alive, as far as is known.
+type workers struct {
+	linked     map[int]*worker // by generation
+	serving    *worker         // nil before the first one and after a crash
+	everServed bool
+	unhealthy  *worker // has asked for a fresh process of its build
+	first      firstProcess
+	groups     []int // process groups, to kill
+	asking     statusQuery
+
+	// discarded is the last generation that the one before it gave up. What
+	// it still says, it said before it was killed.
+	discarded int
+}
+
+// firstProcess is a process that was started here and whose end is awaited.
+type firstProcess struct {
+	pid    int // 0 for none
+	exited <-chan proc.Status
+}
+
+// number is the serving generation's, 0 for none.
+func (ws *workers) number() int {
+	if ws.serving == nil {
+		return 0
+	}
+	return ws.serving.generation
+}
+
+// none reports whether no process is left.
+func (ws *workers) none() bool { return len(ws.linked) == 0 && ws.first.pid == 0 }
+
+// accept greets whoever connects, until ln is closed.
+func (s *supervisor) accept(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			select {
+			case <-time.After(10 * time.Millisecond):
+				continue
+			case <-s.ended:
+				return
+			}
+		}
+		s.tasks.Go(func() { s.greet(conn) })
+	}
+}
+
+// greet serves one connection, as long as it and the loop last.
+func (s *supervisor) greet(conn net.Conn) {
+	done := make(chan struct{})
+	defer close(done)
+	s.tasks.Go(func() {
+		select {
+		case <-s.ended:
+		case <-done:
+		}
+		conn.Close()
+	})
+	c, hello, err := wire.Accept(conn)
+	if err != nil {
+		s.opts.Log.Warn("refused a connection to the control socket", "err", err)
+		return
+	}
+	if hello.Role == wire.RoleWorker {
+		s.serveWorker(c, hello)
+	} else {
+		s.serveClient(c)
+	}
+}
+
+// serveWorker is the link of one worker.
+func (s *supervisor) serveWorker(c *wire.Conn, hello *wire.Hello) {
+	w := &worker{generation: hello.Generation, pid: hello.PID, conn: c}
+	s.post(workerCame{w})
+	for {
+		var m control.Message
+		err := c.Receive(&m)
+		if errors.Is(err, wire.ErrGarbled) {
+			s.opts.Log.Warn("ignored a message", "generation", w.generation, "err", err)
+			continue
+		}
+		if err != nil {
+			break
+		}
+		s.post(workerSaid{w, m})
+	}
+	s.post(workerGone{w})
+}
+
+// send tells a worker something. If it is gone, its link will say so.
+func (s *supervisor) send(w *worker, m control.Message) {
+	failpoint.At(failpoint.Supervisor, "before", m.Type)
+	w.conn.Send(m)
+	failpoint.At(failpoint.Supervisor, "after", m.Type)
+}
+
+// came is called when a worker has connected.
+func (s *supervisor) came(w *worker) {
+	w.build = buildID(s.builds.binary[w.generation])
+	s.workers.linked[w.generation] = w
+	s.send(w, control.Message{Type: control.TypeKnown})
+	if s.stop.begun {
+		s.send(w, control.Message{Type: control.TypeStop})
+	}
+}
+
+// hearServing: w serves, for the first time or with modules that changed.
+func (s *supervisor) hearServing(w *worker, m control.Message) {
+	if m.Serving == nil {
+		return
+	}
+	first := w.says == nil
+	w.says = m.Serving
+	if first && w.generation != s.workers.discarded {
+		s.servesFirst(w)
+	}
+}
+
+// servesFirst is called when a generation serves for the first time.
+func (s *supervisor) servesFirst(w *worker) {
+	s.workers.serving, s.workers.everServed = w, true
+	s.keep(w)
+	s.after(stableTime, servedLong{w})
+	s.crashes.mayOlder = w.says.RestartOlderBuild
+	s.crashes.startLimit = 2 * w.stopTime()
+	s.setHotReload(w.says.HotReload)
+	if r := w.says.Report; r != nil {
+		s.reported(*r)
+		return
+	}
+	s.restarted(w)
+	address := w.says.Listen[0]
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
+	}
+	s.printf("generation %d serves on %s (process %d)", w.generation, address, w.pid)
+	s.next()
+}
+
+// servesOn is called when a generation goes on to serve, or serves again.
+func (s *supervisor) servesOn(w *worker) {
+	s.builds.servesOn(w.generation)
+	s.workers.serving = w
+	s.crashes.mayOlder = w.says.RestartOlderBuild
+	s.setHotReload(w.says.HotReload)
+}
+
+// hearReport: the upgrade that w was told to do has failed, and w serves.
+func (s *supervisor) hearReport(w *worker, m control.Message) {
+	if m.Report == nil || w.says == nil {
+		return
+	}
+	s.workers.discarded = m.Report.Generation
+	s.servesOn(w)
+	w.enter(nil, nil)
+	s.reported(*m.Report)
+}
+
+// hearStage: w begins with a stage of an upgrade. It is killed if it takes too
+// long over it: it is stuck, and nothing else ends that.
+func (s *supervisor) hearStage(w *worker, m control.Message) {
+	if m.Stage == nil {
+		return
+	}
+	var timer *time.Timer
+	if limit := m.Stage.Limit(); limit > 0 {
+		timer = s.after(limit+answerTime, stageOver{w, m.Stage})
+	}
+	w.enter(m.Stage, timer)
+}
+
+// stuck kills a worker that is still in a stage whose time is over.
+func (s *supervisor) stuck(w *worker, stage *control.Stage) {
+	if w.stage != stage || s.workers.linked[w.generation] != w {
+		return
+	}
+	s.printf("generation %d (process %d) is stuck in %s for %v: killing it", w.generation, w.pid, stage.Name, stage.Limit()+answerTime)
+	s.sys.kill(w.pid)
+}
+
+// hearFinal: the generation before w stands by no longer.
+func (s *supervisor) hearFinal(_ *worker, m control.Message) {
+	if m.Final != nil && s.standby != nil && s.standby.generation == m.Final.Generation {
+		s.endStandby(m.Final.Probation)
+	}
+}
+
+// hearDrained: w was replaced, and no client is connected to it any more.
+func (s *supervisor) hearDrained(w *worker, m control.Message) {
+	if m.Drained == nil {
+		return
+	}
+	if s.last != nil && s.last.Generation == m.Drained.Generation {
+		s.last.Closed = m.Drained.Closed
+	}
+	if m.Drained.Closed > 0 {
+		s.printf("generation %d has closed %d connections that could not move and were still open after app.drain", w.generation, m.Drained.Closed)
+	}
+}
+
+func (s *supervisor) hearRepair(w *worker, _ control.Message) { s.repair(w) }
+
+func (s *supervisor) hearEvent(_ *worker, m control.Message) {
+	if m.Event != nil {
+		s.events.publish(*m.Event)
+	}
+}
+
+func (s *supervisor) hearStatus(w *worker, m control.Message) {
+	if m.Status != nil {
+		s.workers.asking.answered(w, *m.Status)
+	}
+}
+
+// gone is called when a worker has died.
+func (s *supervisor) gone(w *worker) {
+	ws := &s.workers
+	w.conn.Close()
+	w.unwatch()
+	if ws.linked[w.generation] == w {
+		delete(ws.linked, w.generation)
+	}
+	if s.job == nil {
+		s.prune()
+	}
+	if ws.serving == w {
+		s.workers.asking.abandon()
+	}
+	switch {
+	case s.stop.begun || ws.serving != w && len(ws.linked) > 0:
+	case len(ws.linked) > 0: // one of them is about to say that it serves
+		s.expedite(w)
+	case ws.everServed:
+		if ws.serving != nil {
+			s.crashed(ws.serving)
+		}
+		ws.serving = nil
+	}
+	if ws.first.pid != w.pid {
+		s.restartIfGone()
+	}
+}
+
+// expedite has those that are left go on without w, which served: one that
+// still drains ends, and one that was about to take over gets the time that a
+// stop has. Those in a stage of an upgrade have their own limits.
+func (s *supervisor) expedite(w *worker) {
+	for _, other := range s.workers.linked {
+		s.send(other, control.Message{Type: control.TypeExpedite})
+	}
+	limit := w.stopTime() + answerTime
+	s.after(limit, takeoverLate{w, limit})
+}
+
+// killLate kills what should have taken over from one that died.
+func (s *supervisor) killLate(died *worker, limit time.Duration) {
+	for _, other := range s.workers.linked {
+		if s.workers.serving == died && other.says == nil && other.watchdog == nil {
+			s.printf("generation %d (process %d) has not taken over %v after generation %d died: killing it", other.generation, other.pid, limit, died.generation)
+			s.sys.kill(other.pid)
+		}
+	}
+}
+
+// statusQuery is who waits for the serving worker's part of a status.
+type statusQuery struct {
+	waiting []chan client.Status
+	asked   *worker // that is to answer them
+}
+
+// maxStatusWaiting bounds what waits for a worker that does not answer.
+const maxStatusWaiting = 100
+
+// add notes one who waits. It reports whether w has to be asked: one answer is
+// for all.
+func (q *statusQuery) add(w *worker, answer chan client.Status) (ask bool) {
+	if len(q.waiting) >= maxStatusWaiting {
+		return false
+	}
+	q.waiting = append(q.waiting, answer)
+	ask = q.asked != w
+	q.asked = w
+	return ask
+}
+
+func (q *statusQuery) answered(w *worker, status client.Status) {
+	for _, answer := range q.waiting {
+		answer <- status // each has room for one
+	}
+	q.waiting = nil
+	if q.asked == w {
+		q.asked = nil
+	}
+}
+
+// abandon ends the waiting for a worker that has died.
+func (q *statusQuery) abandon() {
+	for _, answer := range q.waiting {
+		close(answer)
+	}
+	q.waiting = nil
+}
+
+// printf tells people something. It never waits for them.
+func (s *supervisor) printf(format string, args ...any) {
+	fmt.Fprintf(s.opts.Out, format+"\n", args...)
+}

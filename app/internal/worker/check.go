@@ -1,0 +1,28 @@
+package worker
+
+import (
+	"io"
+	"log/slog"
+
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/modules"
+)
+
+// Check finds what is wrong with a configuration and a list of modules before
+// anything is started. Factories are called, nothing else of a module is.
+func Check(file string, list modules.List) error {
+	if err := list.Check(); err != nil {
+		return err
+	}
+	cfg, err := config.Load(file, list.Names())
+	if err != nil {
+		return err
+	}
+	if _, err := loadTLS(cfg); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	_, err = newModuleSet(cfg, list, eventbus.New(eventbus.Options{Log: log}), log, nil, silent)
+	return err
+}

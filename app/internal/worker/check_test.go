@@ -1,0 +1,55 @@
+package worker_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/worker"
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/modules"
+)
+
+// dependent is a module that depends on others.
+type dependent struct{ on []string }
+
+func (d *dependent) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
+func (d *dependent) Shutdown(context.Context) error                                  { return nil }
+func (d *dependent) DependsOn() []string                                             { return d.on }
+
+func entry(name string, on ...string) modules.Entry {
+	return modules.Entry{Name: name, New: func() modules.Module { return &dependent{on} }}
+}
+
+func TestDependenciesAreChecked(t *testing.T) {
+	for _, tt := range []struct {
+		name, modules, want string
+		list                modules.List
+	}{
+		{"fine", "[{name: a}, {name: b}]", "", modules.List{entry("a", "b"), entry("b")}},
+		{"a circle", "[{name: a}, {name: b}]", "main.yaml:1:18: modules[0].name: modules depend on each other in a circle: [a b a]", modules.List{entry("a", "b"), entry("b", "a")}},
+		{"itself", "[{name: a}]", "in a circle: [a a]", modules.List{entry("a", "a")}},
+		{"an unknown name", "[{name: a}]", `main.yaml:1:18: modules[0].name: module "a" depends on "c", which is not listed under modules`, modules.List{entry("a", "c"), entry("c")}},
+		{"connections it cannot take", "[{name: a, listen: 'tcp://x:1'}]", `modules[0].listen: module "a" takes no connections of its own`, modules.List{entry("a")}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "main.yaml")
+			if err := os.WriteFile(file, []byte("modules: "+tt.modules+"\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			err := worker.Check(file, tt.list)
+			if tt.want == "" {
+				if err != nil {
+					t.Errorf("Check = %v, want nil", err)
+				}
+				return
+			}
+			if err == nil || !config.IsInvalid(err) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Check = %v, want a configuration error with %q", err, tt.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,105 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"example.org/orchestrator/app/internal/serve"
+	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/modules"
+)
+
+// outgoing is conns as a handoff passes them on.
+func outgoing(conns []serve.Detached) []handoff.Conn {
+	out := make([]handoff.Conn, 0, len(conns))
+	for _, c := range conns {
+		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}})
+	}
+	return out
+}
+
+// incoming is conns as a server adopts them.
+func incoming(conns []handoff.Conn) []serve.Detached {
+	in := make([]serve.Detached, 0, len(conns))
+	for _, c := range conns {
+		in = append(in, serve.Detached{Conn: c.Conn, Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept})
+	}
+	return in
+}
+
+// adopt serves connections that came from another generation.
+func (g *generation) adopt(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }
+
+// split separates the connections that n descriptors in another process leave
+// no room for: those of HTTP, which can be served from here, before those of
+// modules. n < 0 is no limit.
+func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
+	if n < 0 || n >= len(conns) {
+		return conns, nil
+	}
+	web := func(c serve.Detached) bool { return c.Owner == "" }
+	owned := slices.DeleteFunc(slices.Clone(conns), web)
+	all := append(owned, slices.DeleteFunc(slices.Clone(conns), func(c serve.Detached) bool { return !web(c) })...)
+	return all[:n], all[n:]
+}
+
+// forwarding is how requests on connections that stay reach the candidate.
+type forwarding struct {
+	handler http.Handler
+	near    net.Conn
+	far     handoff.Conn
+}
+
+// newForwarding makes the way to a candidate, of which it gets one end.
+func newForwarding() (*forwarding, error) {
+	near, far, err := serve.Pair()
+	if err != nil {
+		return nil, err
+	}
+	h, err := serve.NewForwarder(near)
+	if err != nil {
+		far.Close()
+		return nil, err
+	}
+	return &forwarding{
+		handler: h,
+		near:    near,
+		far:     handoff.Conn{Conn: far, ConnInfo: handoff.ConnInfo{Owner: serve.ForwardOwner}},
+	}, nil
+}
+
+// errNoConns ends a connection whose module is not there, or handles none, in
+// this generation.
+var errNoConns = errors.New("the module does not handle connections any more")
+
+// handleConn has a module handle one of its connections. That of a module
+// that is down waits until it runs again.
+func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream) error {
+	for {
+		h, ok := r.table.Load().conns[module]
+		if !ok {
+			return errNoConns
+		}
+		if h != nil {
+			return protect("HandleConn", func() error { return h.HandleConn(ctx, modules.NewConn(st)) })
+		}
+		st.Ready() // others need not wait for it
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// close gives a way up that was not taken.
+func (f *forwarding) close() {
+	if f != nil {
+		f.far.Close()
+		f.near.Close()
+	}
+}

@@ -1,0 +1,12 @@
+package worker
+
+import (
+	"bytes"
+	"os"
+)
+
+// debugged tells whether a debugger holds this process: then no hook is late.
+func debugged() bool {
+	status, err := os.ReadFile("/proc/self/status")
+	return err == nil && bytes.Contains(status, []byte("\nTracerPid:")) && !bytes.Contains(status, []byte("\nTracerPid:\t0\n"))
+}

@@ -1,0 +1,69 @@
+package worker
+
+import (
+	"crypto/tls"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/handoff"
+)
+
+// loadTLS reads the certificate for HTTP; without one it returns nil.
+func loadTLS(cfg *config.Config) (*tls.Config, error) {
+	files := cfg.App.TLS
+	if files == (config.TLS{}) {
+		return nil, nil
+	}
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		return nil, cfg.ErrorAt("app.tls", "%v", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}, nil
+}
+
+// bind opens or inherits the listeners.
+func (g *generation) bind() error {
+	g.listen = map[string]string{}
+	if err := g.listenOn("", "app.listen", g.cfg.App.Listen); err != nil {
+		return err
+	}
+	for i, m := range g.cfg.Modules {
+		if m.Listen == "" {
+			continue
+		}
+		if err := g.listenOn(m.Name, fmt.Sprintf("modules[%d].listen", i), m.Listen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listenOn opens or inherits one listener; owner is a module, or "" for HTTP.
+func (g *generation) listenOn(owner, key, text string) error {
+	network, address, err := config.SplitAddress(text)
+	if err != nil {
+		return fault(handoff.StageConfig, owner, g.cfg.ErrorAt(key, "%v", err))
+	}
+	ln, err := g.upgrader.Listen(owner, network, address)
+	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap
+		if info, statErr := os.Lstat(address); network == "unix" && statErr == nil && info.Mode()&os.ModeSocket == 0 {
+			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is there, and is not a socket: move it away or change %s in %s", key, text, key, g.cfg.File()))
+		}
+		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken by another program: stop that one or change %s in %s", key, text, key, g.cfg.File()))
+	}
+	if err != nil {
+		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %w", key, err))
+	}
+	g.listen[owner] = ln.Addr().String()
+	if owner == "" && g.cfg.App.TLS != (config.TLS{}) {
+		g.listen[owner] = "https://" + g.listen[owner]
+	}
+	if network == "unix" {
+		g.listen[owner] = "unix://" + address
+	}
+	g.server.Listen(owner, ln)
+	return nil
+}

@@ -1,0 +1,172 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/handoff"
+)
+
+// restarted is what became of the modules in a restart.
+type restarted struct {
+	down  []string // could not start
+	lost  []string // their state is gone
+	older []string // started from the older of two states
+}
+
+// restart puts fresh values of the modules in the places of those that were
+// shut down, and serves with them. They start from the state in newer, else
+// from that in older, else from what is still in memory. A module that cannot
+// start answers 503 and is tried again until it can. g.starting is held.
+func (g *generation) restart(newer, older *handoff.States) restarted {
+	var r restarted
+	ctx := context.Background()
+	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
+	if err != nil {
+		// The factories worked when this process started. The supervisor
+		// starts another.
+		g.log.Error("cannot make the modules again", "err", err)
+		os.Exit(exitFailed)
+	}
+	set.started = g.routes.started
+	g.routes.begin()
+	needed := false
+	for _, in := range set.list {
+		before := g.set.find(in.name)
+		in.since = before.since
+		source := older
+		if _, ok := newer.Version(in.name); ok {
+			source = newer
+		}
+		if source, err = g.recover(set, in, before, source, older); err != nil {
+			g.log.Error("a state is lost", "module", in.name, "err", err)
+			r.lost = append(r.lost, in.name)
+		}
+		if _, had := older.Version(in.name); had && newer != nil && source == older {
+			r.older = append(r.older, in.name)
+		}
+		if in.down = set.start(ctx, in); in.down != nil {
+			in.kept, needed = source, needed || source != nil
+			r.down = append(r.down, in.name)
+		}
+	}
+	if !needed { // else the collector closes it when the last of them runs
+		older.Close()
+		newer.Close()
+	}
+	g.resume(set)
+	for _, in := range set.list {
+		if in.down != nil {
+			g.log.Error("module does not start again, answering 503", "module", in.name, "err", in.down)
+		}
+	}
+	return r
+}
+
+// largeState is above which size a state is given up in memory before it is
+// read back from where it was exported.
+const largeState = 16 << 20
+
+// recover restores the state of in, from source if possible, and returns what
+// it came from; nil means from memory.
+func (g *generation) recover(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
+	if before.stuck {
+		return nil, errors.New("its Shutdown did not return")
+	}
+	for _, states := range slices.Compact([]*handoff.States{source, older}) {
+		if _, ok := states.Version(in.name); !ok {
+			continue
+		}
+		if before.module != nil && states.Size(in.name) > largeState {
+			g.routes.fail(in.name, errors.New("it is being started again")) // forgets it
+			before.module = nil                                             // or it would be in memory twice
+			debug.FreeOSMemory()
+		}
+		err := set.restoreOne(states, in)
+		if err == nil {
+			return states, nil
+		}
+		g.log.Error("a state could not be restored", "module", in.name, "err", err)
+		if fresh, err := g.opts.Modules.New(in.name); err == nil { // or there would be half of that state in it
+			in.module = fresh
+		}
+	}
+	if before.module == nil {
+		return nil, errors.New("what was exported cannot be read back")
+	}
+	return nil, carry(before, in)
+}
+
+// repairAfter is how often a module is tried again before a fresh process of
+// the same build is asked for, and asked for again if there was none.
+const repairAfter = 3
+
+// revive tries to start a module again until it works or the generation's
+// work ends.
+func (g *generation) revive(b *background, in *instance) {
+	for n, wait := 1, 100*time.Millisecond; ; n, wait = n+1, min(2*wait, 5*time.Second) {
+		select {
+		case <-time.After(wait):
+		case <-b.ctx.Done():
+			return
+		}
+		fresh, err := g.reviveOnce(b, in)
+		if err == nil {
+			return
+		}
+		in = fresh
+		if n%repairAfter == 0 && !g.repaired.Swap(true) {
+			g.send(control.Message{Type: control.TypeRepair})
+		}
+	}
+}
+
+// reviveOnce starts a fresh value in the place of in, and returns the value
+// that is in the place afterwards.
+func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) {
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	if b.ctx.Err() != nil {
+		return in, nil
+	}
+	g.set.stop(context.Background(), in)
+	value, err := g.opts.Modules.New(in.name)
+	if err != nil {
+		return in, err
+	}
+	fresh := &instance{name: in.name, module: value, cfg: in.cfg, since: in.since, kept: in.kept}
+	if _, ok := in.kept.Version(in.name); ok {
+		err = g.set.restoreOne(in.kept, fresh)
+	} else {
+		err = carry(in, fresh)
+	}
+	if err == nil {
+		err = g.set.start(b.ctx, fresh)
+	}
+	if err == nil {
+		err = g.set.healthy(b.ctx, fresh)
+	}
+	g.mu.Lock()
+	fresh.down = err
+	if err == nil {
+		fresh.kept = nil
+	}
+	g.set.list[slices.Index(g.set.list, in)] = fresh
+	if !slices.ContainsFunc(g.set.list, func(in *instance) bool { return in.down != nil }) {
+		g.repaired.Store(false) // what fails from here on is another matter
+	}
+	g.mu.Unlock()
+	if err != nil {
+		return fresh, err
+	}
+	g.log.Info("module runs again", "module", in.name)
+	g.routes.revived(in.name, fresh.module)
+	b.runOne(fresh)
+	g.report(nil)
+	return fresh, nil
+}

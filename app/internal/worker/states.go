@@ -1,0 +1,191 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"sync"
+
+	"example.org/orchestrator/config"
+	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/modules"
+)
+
+// export writes what survives, after Shutdown. A module whose state cannot be
+// exported is an error, unless it mayFail, but the others are exported. States
+// that are not there, for whatever reason, can still be carried.
+func (s *moduleSet) export(ctx context.Context, mayFail func(name string) bool) (*handoff.States, error) {
+	states, err := handoff.NewStates(s.maxState)
+	if err != nil {
+		return nil, fault(handoff.StageExport, "", err)
+	}
+	for _, in := range s.list {
+		if e := s.exportOne(ctx, states, in); e != nil && !mayFail(in.name) {
+			err = errors.Join(err, fault(handoff.StageExport, in.name, e))
+		}
+	}
+	return states, err
+}
+
+func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *instance) error {
+	m, ok := in.module.(modules.Stateful)
+	if !ok || in.stuck {
+		return nil
+	}
+	if _, kept := in.kept.Version(in.name); kept && in.down != nil {
+		return states.Copy(in.kept, in.name)
+	}
+	var state modules.State
+	if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
+		return err
+	}
+	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
+		out := &gate{w: w}
+		defer out.close() // an encoder that is left behind writes nowhere
+		return s.call(ctx, "the export of its state", func(context.Context) error { return state.Export(out) })
+	})
+	if errors.Is(err, handoff.ErrTooLarge) {
+		err = fmt.Errorf("%w (max_state, or app.max_state)", err)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w; a reload with --drop-state=%s starts it afresh", err, in.name)
+	}
+	return err
+}
+
+// gate passes writes on until it is closed.
+type gate struct {
+	mu sync.Mutex // guards w, and is held while it is written to
+	w  io.Writer
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.w == nil {
+		return 0, io.ErrClosedPipe
+	}
+	return g.w.Write(p)
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.w = nil
+}
+
+// restore gives each module what its name exported, lifted to its version.
+func (s *moduleSet) restore(states *handoff.States) error {
+	for _, in := range s.list {
+		if err := s.restoreOne(states, in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
+	m, ok := in.module.(modules.Stateful)
+	version, exported := states.Version(in.name)
+	if !ok || !exported {
+		return nil
+	}
+	s.progress(handoff.StageRestore, in.name)
+	err := states.Read(in.name, func(r *handoff.StateReader) error {
+		return s.call(context.Background(), "the restore of its state", func(context.Context) error { return m.State().Restore(version, r) })
+	})
+	if err != nil {
+		return fault(handoff.StageRestore, in.name, err)
+	}
+	return nil
+}
+
+// carry gives a module the state of an instance of the same build that was
+// shut down, without encoding it. It is for rollbacks only, when a state could
+// not be exported.
+func carry(from, to *instance) error {
+	old, ok := from.module.(modules.Stateful)
+	if !ok || from.stuck {
+		return nil
+	}
+	return protect("State", func() error {
+		source := reflect.ValueOf(old.State().Value).Elem()
+		reflect.ValueOf(to.module.(modules.Stateful).State().Value).Elem().Set(source)
+		return nil
+	})
+}
+
+// accepts tells before anything is touched whether the states of the old
+// generation can be restored here, and what there is to know about it.
+func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error) {
+	for _, info := range old {
+		if !info.Stateful {
+			continue
+		}
+		s.progress(handoff.StageConfig, info.Name)
+		in := s.find(info.Name)
+		if in == nil {
+			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: this build's configuration does not have the module", info.Name))
+			continue
+		}
+		m, ok := in.module.(modules.Stateful)
+		if !ok {
+			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: the module has none any more", in.name))
+			continue
+		}
+		added, err := compatible(info, m.State())
+		if err != nil {
+			return nil, fault(handoff.StageConfig, in.name, err)
+		}
+		for _, field := range added {
+			notes = append(notes, fmt.Sprintf("state of module %s: %s", in.name, field))
+		}
+	}
+	return notes, nil
+}
+
+// compatible tells whether state can take what info describes.
+func compatible(info handoff.ModuleInfo, state modules.State) (added []string, err error) {
+	afresh := fmt.Sprintf("reload with --drop-state=%s to start afresh", info.Name)
+	switch {
+	case info.StateVersion > state.Version:
+		return nil, fmt.Errorf("the running state has version %d, newer than this build's %d: %s", info.StateVersion, state.Version, afresh)
+	case info.StateVersion < state.Version && state.Migrate == nil:
+		return nil, fmt.Errorf("the running state has version %d, this build's %d and it has no Migrate: add one, or %s", info.StateVersion, state.Version, afresh)
+	case info.StateVersion < state.Version || info.StateFields == nil:
+		return nil, nil
+	}
+	layout, err := modules.LayoutOf(state.Value)
+	if err != nil {
+		return nil, err
+	}
+	broke, added := modules.Layout(info.StateFields).Changes(layout)
+	if len(broke) > 0 {
+		return nil, fmt.Errorf("the running state of version %d does not fit: %s: give the state another Version and lift it in Migrate, or %s", state.Version, strings.Join(broke, ", "), afresh)
+	}
+	return added, nil
+}
+
+// describe is what a candidate needs to know of this generation's modules.
+func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
+	infos := make([]handoff.ModuleInfo, 0, len(s.list))
+	for _, in := range s.list {
+		info := handoff.ModuleInfo{Name: in.name, Digest: cfg.Digest(in.name), Since: in.since, Down: in.down != nil}
+		if m, ok := in.module.(modules.Stateful); ok {
+			var state modules.State
+			if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
+				return nil, fault(handoff.StagePrepare, in.name, err)
+			}
+			info.Stateful, info.StateVersion = true, state.Version
+			info.StateFields, _ = modules.LayoutOf(state.Value) // checked when it was made
+			if version, kept := in.kept.Version(in.name); kept && in.down != nil && version != state.Version {
+				info.StateVersion, info.StateFields = version, nil
+			}
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}

@@ -1,0 +1,496 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/serve"
+	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/handoff/failpoint"
+	"example.org/orchestrator/modules"
+)
+
+// attempt is one upgrade as the old generation sees it.
+type attempt struct {
+	g         *generation
+	order     control.Upgrade
+	expedited <-chan struct{} // closed when the probation and the drain have to end at once
+	candidate *handoff.Candidate
+	began     time.Time
+	held      time.Time
+	stages    map[client.Stage]float64
+	states    *handoff.States // what the old modules exported
+	down      []string        // modules that did not start again after a rollback
+	lost      []string        // modules whose state is gone
+	reverted  []string        // modules whose state is that of the commit
+	left      []handoff.Conn  // connections that the candidate has not taken
+	forwarded int             // connections that stayed
+	heldConns int             // connections that waited
+	cancelled int             // requests and connections that the hold has ended
+}
+
+// upgrade hands over to another binary. It reports whether that generation
+// has taken over for good; if not, everything is as before and the supervisor
+// knows why. ctx cancels it, as long as it has not committed.
+func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedited <-chan struct{}) (committed bool) {
+	a := &attempt{g: g, order: order, expedited: expedited, began: time.Now(), stages: map[client.Stage]float64{}}
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload's timeout is over"))
+	defer cancel()
+
+	err := a.prepare(ctx)
+	if err == nil {
+		err = a.hold(ctx)
+	}
+	if err == nil {
+		err = a.handOver(ctx)
+	}
+	if err == nil {
+		return true
+	}
+	a.fail(err)
+	return false
+}
+
+// stage tells the supervisor what comes and how long it may take at most; if
+// it takes longer, this process is stuck and is killed.
+func (a *attempt) stage(name client.Stage, limit time.Duration) {
+	if debugged() {
+		limit = 0
+	}
+	a.g.send(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: name, LimitMS: limit.Milliseconds()}})
+	failpoint.At(failpoint.Old, "at", string(name))
+}
+
+// lap notes how long a stage took.
+func (a *attempt) lap(stage client.Stage, since time.Time) {
+	a.stages[stage] = milliseconds(time.Since(since))
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// prepare starts the candidate and waits until it needs the states. Nothing
+// is touched yet.
+func (a *attempt) prepare(ctx context.Context) (err error) {
+	g, began := a.g, time.Now()
+	hook := g.cfg.App.HookTimeout
+	a.stage(handoff.StageStart, 2*hook)
+	limit, cancel := context.WithTimeout(ctx, hook)
+	defer cancel()
+	a.candidate, err = g.upgrader.Start(limit, a.order.Binary, g.opts.RunDir, a.order.Generation)
+	if err != nil {
+		return err
+	}
+	if err := a.checkDropped(); err != nil {
+		a.kill()
+		return err
+	}
+	a.lap("start", began)
+	began = time.Now()
+	patience := a.hooks()
+	a.stage(handoff.StagePrepare, patience+hook)
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	g.mu.Lock()
+	infos, err := g.set.describe(g.cfg)
+	g.mu.Unlock()
+	if err != nil {
+		a.kill()
+		return err
+	}
+	err = a.candidate.Welcome(wait, handoff.Welcome{
+		Generation: g.number,
+		Modules:    infos,
+		Reload: handoff.ReloadDetails{
+			Changed:   a.order.Changed,
+			Unknown:   a.order.Unknown,
+			DropState: a.order.DropState,
+			Repair:    a.order.Repair,
+		},
+		PatienceMS: (a.holding() + 6*patience).Milliseconds(),
+	})
+	if err != nil {
+		a.await()
+		return err
+	}
+	a.lap("prepare", began)
+	return nil
+}
+
+// checkDropped refuses to drop the state of a module that nobody has: somebody
+// else's would be kept without a word.
+func (a *attempt) checkDropped() error {
+	a.g.mu.Lock()
+	known := append(a.g.set.names(), a.candidate.Hello().Modules...)
+	a.g.mu.Unlock()
+	for _, name := range a.order.DropState {
+		if name != "*" && !slices.Contains(known, name) {
+			slices.Sort(known)
+			return fault(handoff.StageConfig, "", fmt.Errorf("--drop-state: no module is called %q, there are %v", name, slices.Compact(known)))
+		}
+	}
+	return nil
+}
+
+// hooks bounds a wait for the hooks of all modules, here or in the candidate.
+// Each has its own deadline, which says which it was; this is for one that
+// cannot be enforced.
+func (a *attempt) hooks() time.Duration {
+	n := len(a.g.cfg.Modules)
+	if a.candidate != nil {
+		n = max(n, len(a.candidate.Hello().Modules))
+	}
+	return a.g.cfg.App.HookTimeout*time.Duration(2*n+1) + time.Second
+}
+
+// holding is how long the attempts to hold may take together.
+func (a *attempt) holding() time.Duration {
+	app := a.g.cfg.App
+	return 5*(app.Drain+app.MaxPause) + 2*app.HookTimeout
+}
+
+// hold stops taking requests, for a short time at first; if requests in
+// flight do not end, it serves on and tries longer, until the drain time is
+// over. Then the reload is refused, unless requests may be cancelled.
+func (a *attempt) hold(ctx context.Context) error {
+	g := a.g
+	began := time.Now()
+	a.stage(handoff.StageHold, a.holding())
+	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
+		a.held = time.Now()
+		err := a.holdFor(ctx, pause)
+		if err == nil {
+			break
+		}
+		waited := time.Since(began) >= g.cfg.App.Drain
+		if ctx.Err() == nil && waited && (a.order.Force || g.cfg.App.HotReload) {
+			g.log.Warn("cancelling requests for the reload", "routes", err)
+			g.server.Cut()
+			if err = a.holdFor(ctx, g.cfg.App.HookTimeout); err == nil {
+				break
+			}
+		}
+		g.server.Release()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else if !waited {
+			select {
+			case <-time.After(min(pause, g.cfg.App.Drain)):
+				continue
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+		}
+		a.dismiss()
+		return fault(handoff.StageHold, "", err)
+	}
+	a.lap("hold", a.held)
+	a.heldConns = g.server.Waiting()
+	return nil
+}
+
+func (a *attempt) holdFor(ctx context.Context, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return a.g.server.Hold(ctx)
+}
+
+// handOver shuts the modules down, passes their states and commits. Whatever
+// fails is rolled back.
+func (a *attempt) handOver(ctx context.Context) error {
+	g, began := a.g, time.Now()
+	a.stage(handoff.StageShutdown, a.hooks()+2*g.cfg.App.HookTimeout)
+	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
+		g.log.Warn("reloading in spite of it", "err", err)
+	}
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	drop := func(module string) bool { return dropped(a.order.DropState, module) }
+	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // its hooks have deadlines of their own
+	a.stage(handoff.StageExport, a.hooks())
+	states, exportErr := g.set.export(context.WithoutCancel(ctx), drop)
+	a.states = states
+	a.lap("shutdown", began)
+	if err == nil {
+		err = exportErr
+	}
+	if err != nil {
+		a.rollBack(nil)
+		a.dismiss()
+		return err
+	}
+
+	began = time.Now()
+	patience := a.hooks()
+	a.stage(handoff.StageRestore, patience+2*g.cfg.App.HookTimeout)
+	limit, cancel := context.WithTimeout(ctx, patience)
+	err = a.candidate.Transfer(limit, states.Without(drop))
+	cancel()
+	if err == nil {
+		err = context.Cause(ctx) // the last moment to cancel
+	}
+	if err != nil {
+		a.await()
+		a.rollBack(nil)
+		return err
+	}
+	a.lap("restore", began)
+	return a.commit()
+}
+
+// commit gives everything away, and stands by until the candidate has proved
+// itself. From here the attempt cannot be cancelled; if the candidate dies,
+// what it did is rewound.
+func (a *attempt) commit() error {
+	g := a.g
+	probation := g.cfg.App.Probation
+	a.stage(handoff.StageCommit, 2*g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	defer cancel()
+	err := a.giveAway(ctx, probation > 0)
+	if err == nil && probation > 0 {
+		err = a.standBy(probation)
+	}
+	if back := (*handoff.Returned)(nil); errors.As(err, &back) {
+		return a.takeBack(back)
+	}
+	if err == nil {
+		cut := false
+		select {
+		case <-a.expedited:
+			cut = true
+		default:
+		}
+		a.stage(handoff.StageReady, 2*g.cfg.App.HookTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		defer cancel()
+		err = a.candidate.Finish(ctx, cut)
+	}
+	if err == nil || a.candidate.Final() || g.stopping.Load() { // whoever stops takes nothing back
+		a.drain()
+		return nil
+	}
+	a.kill()
+	if a.candidate.Final() { // after all
+		a.drain()
+		return nil
+	}
+	a.rollBack(nil)
+	if !a.candidate.Committed() {
+		return err
+	}
+	g.mu.Lock()
+	for _, in := range g.set.list { // whether or not the candidate got its state
+		if _, ok := in.module.(modules.Stateful); ok && !slices.Contains(a.lost, in.name) {
+			a.reverted = append(a.reverted, in.name)
+		}
+	}
+	g.mu.Unlock()
+	return &afterCommit{err}
+}
+
+// giveAway commits and passes the connections on. Those that cannot move stay
+// here, and their requests are forwarded.
+func (a *attempt) giveAway(ctx context.Context, probation bool) error {
+	g := a.g
+	conns, closed := g.server.Detached()
+	move, stay := split(conns, a.candidate.Room())
+	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Owner != "" })
+	if lost := len(stay) - len(web); lost > 0 {
+		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
+		closed += lost
+	}
+	a.cancelled += g.server.Cancelled() + closed
+	a.left = outgoing(conns)
+	a.forwarded = g.server.Fixed() + len(web)
+	var to *forwarding
+	if a.forwarded > 0 {
+		var err error
+		if to, err = newForwarding(); err != nil {
+			return fault(handoff.StageCommit, "", err)
+		}
+	}
+	err := a.candidate.Commit(ctx, handoff.Commit{
+		StagesMS:  stageTimes(a.stages),
+		HeldMS:    milliseconds(time.Since(a.held)),
+		TotalMS:   milliseconds(time.Since(a.began)),
+		Held:      a.heldConns,
+		Forwarded: a.forwarded,
+		Cancelled: a.cancelled,
+		Probation: probation,
+	})
+	if err != nil {
+		to.close()
+		return err
+	}
+	out := outgoing(move)
+	if to != nil {
+		out = append(out, to.far)
+	}
+	left, err := a.candidate.Move(ctx, out)
+	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == serve.ForwardOwner }), outgoing(stay)...)
+	if err != nil {
+		to.close()
+		return err
+	}
+	a.left = nil
+	for _, c := range stay {
+		if c.Owner != "" {
+			c.Close()
+		}
+	}
+	if to != nil {
+		if len(web) > 0 {
+			g.log.Warn("connections stay in the old generation: the new one may not open as many files", "connections", len(web))
+		}
+		g.server.Forward(to.handler)
+		g.server.Stay(web)
+	}
+	return nil
+}
+
+// drain waits for the clients whose connections could not move to go.
+func (a *attempt) drain() {
+	g := a.g
+	if g.server.Fixed() == 0 {
+		return
+	}
+	a.stage("drain", g.cfg.App.Drain+g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	defer cancel()
+	go func() {
+		select {
+		case <-a.expedited:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	cut := g.server.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
+	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: cut}})
+}
+
+// standBy watches the candidate serve.
+func (a *attempt) standBy(probation time.Duration) error {
+	// Of its hooks, it calls Healthy only.
+	app := a.g.cfg.App
+	patience := app.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
+	returning := app.Drain + 3*app.HookTimeout + a.hooks() // all that giveBack does
+	unwell := func() {
+		a.stage("return", app.Drain+returning+app.HookTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
+		defer cancel()
+		a.g.server.Unforward(ctx)
+	}
+	a.stage(handoff.StageProbation, probation+2*patience)
+	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
+		Whole: probation, Answer: patience, Return: returning, Unwell: unwell,
+	}, a.expedited)
+}
+
+// takeBack serves again with what a candidate that was not well has returned.
+func (a *attempt) takeBack(back *handoff.Returned) error {
+	g := a.g
+	a.restart(back.States)
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	defer cancel()
+	if _, err := a.candidate.TakeBack(ctx, g.adopt); err != nil {
+		g.log.Warn("not every connection came back", "err", err)
+		a.kill() // it may think that it shall serve
+	}
+	g.server.Open()
+	a.await()
+	return &afterCommit{back.UpgradeError}
+}
+
+// afterCommit marks a failure after the commit.
+type afterCommit struct{ error }
+
+func (e *afterCommit) Unwrap() error { return e.error }
+
+// kill makes sure that the candidate is dead.
+func (a *attempt) kill() {
+	if a.candidate != nil {
+		a.candidate.Kill()
+	}
+}
+
+// await gives a failed candidate the time to shut its modules down.
+func (a *attempt) await() {
+	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
+	defer cancel()
+	a.candidate.Await(ctx)
+}
+
+// rollBack starts fresh values of the modules and answers what was held. They
+// start from what the candidate has returned, if it has, else from what this
+// generation has exported.
+func (a *attempt) rollBack(returned *handoff.States) {
+	a.restart(returned)
+	a.g.server.Open()
+}
+
+// dismiss ends a candidate that has prepared, and has done nothing else: its
+// modules get the time to shut down.
+func (a *attempt) dismiss() {
+	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
+	defer cancel()
+	a.candidate.Dismiss(ctx)
+}
+
+// restart is all of rollBack but that connections of modules may be read.
+func (a *attempt) restart(returned *handoff.States) {
+	a.stage("rollback", 2*a.hooks())
+	a.g.server.Park()
+	a.g.server.Expect()
+	r := a.g.restart(returned, a.states)
+	a.g.adopt(a.left)
+	a.down, a.lost, a.reverted = r.down, r.lost, r.older
+}
+
+// fail reports why the upgrade did not happen. The supervisor then publishes
+// the failure or retries, once the sources are quiet.
+func (a *attempt) fail(err error) {
+	a.cancelled += a.g.server.Cancelled()
+	r := &control.Report{
+		Generation: a.order.Generation,
+		Error:      err.Error(),
+		Down:       a.down,
+		Lost:       a.lost,
+		StagesMS:   a.stages,
+		Held:       a.heldConns,
+		Cancelled:  a.cancelled,
+	}
+	var where *handoff.UpgradeError
+	if errors.As(err, &where) {
+		r.Stage, r.Module, r.Error = client.Stage(where.Stage), where.Module, where.Err.Error()
+	}
+	var busy *serve.BusyError
+	if errors.As(err, &busy) {
+		r.Error = fmt.Sprintf("requests are still running after %v (app.drain): %v; reload with --force cancels them", a.g.cfg.App.Drain, busy.Routes)
+	}
+	var after *afterCommit
+	if errors.As(err, &after) {
+		r.Committed, r.Reverted = true, a.reverted
+	}
+	if a.order.Repair {
+		a.g.repaired.Store(false) // it may be asked for again
+	}
+	if !a.held.IsZero() {
+		r.StagesMS[client.StagePause] = milliseconds(time.Since(a.held))
+	}
+	a.g.report(nil)
+	a.g.send(control.Message{Type: control.TypeReport, Report: r})
+}
+
+// stageTimes is stages as package handoff knows them.
+func stageTimes(stages map[client.Stage]float64) map[string]float64 {
+	times := map[string]float64{}
+	for stage, ms := range stages {
+		times[string(stage)] = ms
+	}
+	return times
+}

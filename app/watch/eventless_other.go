@@ -1,6 +1,0 @@
-//go:build !linux
-
-package watch
-
-// withoutEvents names the file system of dir if it gives no events.
-func withoutEvents(string) string { return "" }

@@ -1,0 +1,63 @@
+package cmd
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/config"
+)
+
+func reloadCommand(file *string) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "reload",
+		Short: "Upgrade the running program and wait for the outcome",
+		Args:  cobra.NoArgs,
+	}
+	var r client.ReloadRequest
+	c.Flags().BoolVar(&r.Build, "build", false, "build from the sources first, also with hot_reload off")
+	c.Flags().StringVar(&r.Binary, "binary", "", "upgrade to this `FILE`")
+	c.Flags().BoolVar(&r.Force, "force", false, "cancel requests that do not end in time")
+	c.Flags().BoolVar(&r.WaitProbation, "wait-probation", false, "wait until the new generation is final")
+	timeout := c.Flags().Duration("timeout", 15*time.Second, "give up after this time, unless committed")
+	drop := c.Flags().String("drop-state", "", "start all modules, or this `MODULE`, without their state")
+	c.Flags().Lookup("drop-state").NoOptDefVal = "*"
+	asJSON := c.Flags().Bool("json", false, "print the outcome as JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if r.Build && r.Binary != "" {
+			return errors.New("--build and --binary exclude each other")
+		}
+		if *timeout <= 0 {
+			return errors.New("--timeout must be above zero")
+		}
+		r.TimeoutMS = timeout.Milliseconds()
+		if r.Binary != "" {
+			abs, err := filepath.Abs(r.Binary)
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			r.Binary = abs
+		}
+		if *drop != "" {
+			r.DropState = []string{*drop}
+		}
+		outcome, err := client.Reload(c.Context(), config.RunDir(*file), r)
+		if err != nil {
+			return failure(err)
+		}
+		if *asJSON {
+			err = printJSON(c.OutOrStdout(), outcome)
+		} else {
+			_, err = fmt.Fprintln(c.OutOrStdout(), outcome)
+		}
+		if !outcome.Good() {
+			return exit(outcome.ExitCode())
+		}
+		return err
+	}
+	return c
+}
