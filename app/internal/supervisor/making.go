@@ -29,9 +29,11 @@ func (s *supervisor) makeBuilder() {
 }
 
 func (s *supervisor) builderMade(h builderMade) {
-	if s.plan.builder == nil {
+	switch {
+	case h.err != nil:
+	case s.plan.builder == nil:
 		s.plan.builder = h.builder
-	} else if h.builder != nil {
+	default:
 		h.builder.Close()
 	}
 	switch {

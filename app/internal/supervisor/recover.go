@@ -157,7 +157,7 @@ func (s *supervisor) keep(w *worker) {
 	}
 	n, pid, binary, dir := w.generation, w.pid, s.builds.binary[w.generation], s.builds.dir
 	s.tasks.Go(func() {
-		kept, err := copyBuild(proc.Image(pid, binary), dir, n)
+		kept, err := copyBuild(s.sys.image(pid, binary), dir, n)
 		s.post(copied{n, binary, kept, err})
 	})
 }

@@ -27,6 +27,10 @@ type system struct {
 	exited    func(pid int) (status proc.Status, ok bool)
 	childless func() bool
 
+	// image is a file with the code that a process runs, which was started
+	// from binary.
+	image func(pid int, binary string) string
+
 	// lock keeps a second supervisor out of the run_dir. What it returns is
 	// released with the program.
 	lock func() (release func(), err error)

@@ -49,6 +49,7 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 		killGroup: proc.KillGroup,
 		exited:    reaper.Exited,
 		childless: reaper.Childless,
+		image:     proc.Image,
 		lock: func() (func(), error) {
 			l, err := lockRunDir(opts.RunDir, func(line string) { fmt.Fprintln(opts.Out, line) })
 			if err != nil {

@@ -44,7 +44,7 @@ type Hello struct {
 	Protocol    int    `json:"protocol"`
 	MinProtocol int    `json:"min_protocol"`
 	Role        string `json:"role"`
-	PID         int    `json:"pid"`
+	PID         int    `json:"pid"` // of this process, unless it is set
 	Generation  int    `json:"generation,omitempty"`
 }
 
@@ -120,7 +120,9 @@ func Accept(conn net.Conn) (*Conn, *Hello, error) {
 // without a buffer too.
 func (c *Conn) greet(mine Hello) (*Hello, error) {
 	mine.Protocol, mine.MinProtocol = versions()
-	mine.PID = os.Getpid()
+	if mine.PID == 0 {
+		mine.PID = os.Getpid()
+	}
 	c.conn.SetReadDeadline(time.Now().Add(sendTimeout))
 	defer c.conn.SetReadDeadline(time.Time{})
 	sent := make(chan error, 1)

@@ -1,0 +1,436 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/sources"
+)
+
+// These tests are tables: of the parts that the loop owns, without the loop.
+
+func TestPlaceFor(t *testing.T) {
+	building := &job{phase: buildPhase}
+	for _, tt := range []struct {
+		name        string
+		job         *job
+		now         state
+		crashLoop   bool
+		fromSources bool
+		want        place
+	}{
+		{"nothing serves yet", nil, starting, false, false, placeQueue},
+		{"the first build", &job{initial: true, phase: buildPhase}, starting, false, true, placeQueue},
+		{"it serves", nil, serving, false, false, placeStart},
+		{"on probation", nil, probation, false, false, placeStart},
+		{"a first restart", nil, recovering, false, false, placeQueue},
+		{"a restart that has failed", nil, recovering, true, false, placeStart},
+		{"a build is what is wanted", building, serving, false, true, placeJoin},
+		{"a listing is what is wanted", &job{phase: listPhase}, serving, false, true, placeJoin},
+		{"a build, but a binary is wanted", building, serving, false, false, placeQueue},
+		{"an upgrade", &job{phase: upgradePhase}, upgrading, false, true, placeQueue},
+		{"a failure that is not believed yet", &job{phase: failedPhase}, serving, false, false, placeRetry},
+	} {
+		if got := placeFor(tt.job, tt.now, tt.crashLoop, tt.fromSources); got != tt.want {
+			t.Errorf("%s: placeFor = %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestQueue(t *testing.T) {
+	var q queue
+	a, b := &request{}, &request{}
+	if q.take() != nil || q.put(a) != nil || q.put(b) != a {
+		t.Error("the queue does not have room for exactly one, the latest")
+	}
+	if q.drop(a) || !q.drop(b) || q.take() != nil {
+		t.Error("drop removes what does not wait, or leaves what does")
+	}
+	q.put(a)
+	if q.take() != a || q.take() != nil {
+		t.Error("take does not take")
+	}
+}
+
+// snapshot is one of a single file.
+func snapshot(t *testing.T, text string) *sources.Snapshot {
+	t.Helper()
+	file := filepath.Join(snapshotDir, "a.go")
+	if err := os.MkdirAll(snapshotDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return sources.Take(sources.Set{Files: []string{file}})
+}
+
+// snapshotDir has the same name in all snapshots, so that they can be compared.
+var snapshotDir = filepath.Join(os.TempDir(), fmt.Sprint("orchestrator-plan-", os.Getpid()))
+
+func TestPlan_wants(t *testing.T) {
+	t.Cleanup(func() { os.RemoveAll(snapshotDir) })
+	serves, failed, other := snapshot(t, "serves"), snapshot(t, "failed"), snapshot(t, "other")
+	now := time.Now()
+	young := func(phase phase, restarts int) *job {
+		return &job{phase: phase, snap: other, began: now.Add(-time.Second), restarts: restarts}
+	}
+	for _, tt := range []struct {
+		name  string
+		snap  *sources.Snapshot
+		job   *job
+		alive bool
+		want  wish
+	}{
+		{"what serves", serves, nil, true, wishHealed},
+		{"what failed last", failed, nil, true, wishNothing},
+		{"something else", other, nil, true, wishReload},
+		{"something else, before anything serves", other, nil, false, wishNothing},
+		{"what is being built", other, young(buildPhase, 0), true, wishNothing},
+		{"something else than is being built", failed, young(buildPhase, 0), true, wishCancel},
+		{"likewise, after many cancelled builds", failed, young(buildPhase, maxCancelled), true, wishAgain},
+		{"likewise, after a long time", failed, &job{phase: buildPhase, snap: other, began: now.Add(-maxWaiting)}, true, wishAgain},
+		{"likewise, from copies", failed, &job{phase: buildPhase, snap: other, began: now, frozen: true}, true, wishNothing},
+		{"something else than is listed", failed, young(listPhase, 0), true, wishNothing},
+		{"something else than is handed over", failed, young(upgradePhase, 0), true, wishNothing},
+		{"something else than has just failed", failed, young(failedPhase, 0), true, wishRetry},
+		{"what has just failed", other, young(failedPhase, 0), true, wishNothing},
+	} {
+		p := plan{current: origin{snap: serves}, refused: failed}
+		if got := p.wants(tt.snap, tt.job, tt.alive, now); got != tt.want {
+			t.Errorf("%s: wants = %d, want %d", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestHalfWritten(t *testing.T) {
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		text string
+		want bool
+	}{{"", true}, {"package p", true}, {"package p\n", false}, {"\n", false}} {
+		file := filepath.Join(dir, "a.go")
+		if err := os.WriteFile(file, []byte(tt.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := halfWritten(file); got != tt.want {
+			t.Errorf("halfWritten(%q) = %v, want %v", tt.text, got, tt.want)
+		}
+	}
+	if !halfWritten(filepath.Join(dir, "gone.go")) {
+		t.Error("a file that is gone counts as whole")
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	for n, want := range map[int]time.Duration{0: 0, 1: 100 * time.Millisecond, 2: 200 * time.Millisecond, 6: 3200 * time.Millisecond, 7: 5 * time.Second, 1000: 5 * time.Second} {
+		if got := backoff(n); got != want {
+			t.Errorf("backoff(%d) = %v, want %v", n, got, want)
+		}
+	}
+}
+
+func TestCrashes_again(t *testing.T) {
+	older := filepath.Join(t.TempDir(), "older")
+	if err := os.WriteFile(older, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		c      crashes
+		older  string
+		want   string
+		tried  int
+		inARow int
+	}{
+		{"the first", crashes{}, older, "same", 0, 1},
+		{"many, without leave", crashes{inARow: 9}, older, "same", 0, 10},
+		{"many, with leave", crashes{inARow: 3, mayOlder: true}, older, older, 3, 4},
+		{"too few, with leave", crashes{inARow: 2, mayOlder: true}, older, "same", 0, 3},
+		{"many, and the older one is gone", crashes{inARow: 3, mayOlder: true}, "/gone", "same", 0, 4},
+		{"another build was made", crashes{inARow: 3, mayOlder: true, instead: "mended"}, older, "mended", 0, 4},
+	} {
+		wait, binary, tried := tt.c.again("same", tt.older)
+		if binary != tt.want || tried != tt.tried || tt.c.inARow != tt.inARow || wait != backoff(tt.inARow-1) {
+			t.Errorf("%s: again = %v, %s, %d, and %d in a row; want %s, %d, %d", tt.name, wait, binary, tried, tt.c.inARow, tt.want, tt.tried, tt.inARow)
+		}
+	}
+}
+
+func TestCrashes_serves(t *testing.T) {
+	c := crashes{instead: "mended", last: &client.Crash{Generation: 1}}
+	if got := c.serves(3, "mended", "id", "older"); got == nil || got.Serving != 3 || got.Older || got.Build != "id" || c.instead != "" {
+		t.Errorf("serves = %+v, instead %q", got, c.instead)
+	}
+	if c.serves(4, "x", "id", "older") != nil {
+		t.Error("a crash is told twice")
+	}
+	c.last = &client.Crash{Generation: 4}
+	if got := c.serves(5, "older", "id", "older"); !got.Older {
+		t.Errorf("serves = %+v, want older", got)
+	}
+}
+
+func TestBuilds(t *testing.T) {
+	dir := t.TempDir()
+	b := newBuilds(dir)
+	for i := range 4 { // generations 1 to 4, each of a build of its own
+		binary := filepath.Join(b.dir, fmt.Sprint("id", i), "orchestrator")
+		os.MkdirAll(filepath.Dir(binary), 0o755)
+		os.WriteFile(binary, nil, 0o755)
+		if n := b.add(binary); n != i+1 {
+			t.Fatalf("generation %d, want %d", n, i+1)
+		}
+		if b.serves(i+1, i > 0) {
+			t.Errorf("generation %d has to be copied though it is there", i+1)
+		}
+	}
+	if folder(b.older) != "id2" || folder(b.oldest) != "id1" {
+		t.Errorf("older %s, oldest %s; want id2, id1", b.older, b.oldest)
+	}
+	running := func(n int) bool { return n == 3 || n == 4 }
+	all := []string{"id0", "id1", "id2", "id3", "new", "keep-7"}
+	if got := b.unneeded(all, running, b.older); !slices.Equal(got, []string{"id0", "id1"}) {
+		t.Errorf("unneeded = %q, want id0 and id1", got)
+	}
+	if len(b.binary) != 2 {
+		t.Errorf("it remembers %v", b.binary)
+	}
+	// Generation 3 serves again: 4 was rolled back.
+	b.servesOn(3)
+	if b.lastServed != 3 || folder(b.older) != "id1" {
+		t.Errorf("last %d, older %s; want 3, id1", b.lastServed, b.older)
+	}
+	// A restart after a crash makes no build older.
+	n := b.add(b.startable(3))
+	b.serves(n, false)
+	if folder(b.older) != "id1" {
+		t.Errorf("older %s, want id1", b.older)
+	}
+	// A binary from elsewhere has to be copied.
+	if n := b.add(filepath.Join(dir, "elsewhere")); !b.serves(n, true) {
+		t.Error("a binary from elsewhere is not copied")
+	}
+	if b.startable(n) != b.copy[3] {
+		t.Errorf("startable = %s", b.startable(n))
+	}
+}
+
+func TestBuilds_areNamedAfterTheirContent(t *testing.T) {
+	dir := t.TempDir()
+	from := filepath.Join(dir, "from")
+	os.WriteFile(from, []byte("binary"), 0o755)
+	first, err := copyBuild(from, filepath.Join(dir, "builds"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := copyBuild(from, filepath.Join(dir, "builds"), 2)
+	if err != nil || again != first {
+		t.Errorf("copyBuild = %s, %v; want %s", again, err, first)
+	}
+	os.WriteFile(first, []byte("damaged"), 0o755)
+	if mended, err := copyBuild(from, filepath.Join(dir, "builds"), 3); err != nil || mended != first {
+		t.Errorf("copyBuild over a damaged one = %s, %v", mended, err)
+	}
+	if text, _ := os.ReadFile(first); string(text) != "binary" {
+		t.Errorf("the copy has %q", text)
+	}
+	if id := buildID(first); id != filepath.Base(filepath.Dir(first)) || buildID("/usr/bin/x") != "x" {
+		t.Errorf("buildID = %s", id)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(dir, "builds")); len(entries) != 1 {
+		t.Errorf("%d folders are left", len(entries))
+	}
+	if _, err := copyBuild("/gone", filepath.Join(dir, "builds"), 4); err == nil {
+		t.Error("a binary that is gone was copied")
+	}
+}
+
+func TestEventLog(t *testing.T) {
+	var l eventLog
+	slow, quick := make(chan client.Event), make(chan client.Event, 2*maxEvents)
+	l.follow(slow)
+	l.follow(quick)
+	for range maxEvents + 5 {
+		l.publish(client.Event{Topic: "x"})
+	}
+	kept := l.last()
+	if len(kept) != maxEvents || kept[0].Seq != 6 || kept[maxEvents-1].Seq != maxEvents+5 {
+		t.Errorf("%d events are kept, from %d on", len(kept), kept[0].Seq)
+	}
+	if _, ok := <-slow; ok || len(quick) != maxEvents+5 {
+		t.Errorf("the slow one has a gap (%v), the quick one %d events", ok, len(quick))
+	}
+	l.leave(quick)
+	l.leave(quick) // twice is once
+	l.publish(client.Event{})
+}
+
+func TestStatusQuery(t *testing.T) {
+	var q statusQuery
+	a, b := &worker{}, &worker{}
+	first, second := make(chan client.Status, 1), make(chan client.Status, 1)
+	if !q.add(a, first) || q.add(a, second) {
+		t.Error("a worker is not asked exactly once")
+	}
+	q.answered(a, client.Status{Goroutines: 1})
+	if (<-first).Goroutines != 1 || (<-second).Goroutines != 1 {
+		t.Error("one answer is not for all")
+	}
+	if !q.add(b, first) {
+		t.Error("another worker is not asked")
+	}
+	q.abandon()
+	if _, ok := <-first; ok {
+		t.Error("there was an answer of a worker that has died")
+	}
+	for range 2 * maxStatusWaiting {
+		q.add(b, make(chan client.Status, 1))
+	}
+	if len(q.waiting) != maxStatusWaiting {
+		t.Errorf("%d wait", len(q.waiting))
+	}
+}
+
+// TestConclude is the table of all endings, their verdicts and exit codes.
+func TestConclude(t *testing.T) {
+	took := &control.Report{Generation: 2, TookOver: true, Changed: []string{"hello"}, Notes: []string{"theirs"}}
+	standby := &control.Report{Generation: 2, TookOver: true, Standby: true}
+	for _, tt := range []struct {
+		name      string
+		f         facts
+		verdict   client.Verdict
+		code      int
+		probation client.Probation
+	}{
+		{"it took over", facts{report: took}, client.Reloaded, 0, ""},
+		{"it took over, and one stands by", facts{report: standby}, client.Reloaded, 0, client.ProbationPending},
+		{"before anything was touched", facts{report: &control.Report{Stage: client.StagePrepare}}, client.Rejected, 3, ""},
+		{"everything was rolled back", facts{report: &control.Report{Stage: client.StageInitialize}}, client.Rejected, 3, ""},
+		{"a module is down", facts{report: &control.Report{Stage: client.StageInitialize, Down: []string{"a"}}}, client.Failed, 1, ""},
+		{"a state is lost", facts{report: &control.Report{Stage: client.StageShutdown, Lost: []string{"a"}}}, client.Failed, 1, ""},
+		{"after the commit", facts{report: &control.Report{Stage: client.StageProbation, Committed: true}}, client.RolledBack, 3, client.ProbationFailed},
+		{"after the commit, with a loss", facts{report: &control.Report{Stage: client.StageProbation, Committed: true, Lost: []string{"a"}}}, client.RolledBack, 3, client.ProbationFailed},
+		{"the build failed", facts{end: endBuildFailed, stage: client.StageBuild}, client.Failed, 5, ""},
+		{"nothing changed", facts{end: endUnchanged}, client.Unchanged, 0, ""},
+		{"it was given up", facts{end: endRefused, stage: client.StageStart}, client.Rejected, 3, ""},
+		{"it was given up while it was built", facts{end: endRefused, stage: client.StageBuild}, client.Rejected, 3, ""},
+		{"a newer one came", facts{end: endSuperseded}, client.Superseded, 3, ""},
+		{"it died", facts{end: endDied, stage: client.StageHold, lost: []string{"a"}}, client.Failed, 1, ""},
+		{"both died", facts{end: endDiedAfter, lost: []string{"a"}}, client.Failed, 1, client.ProbationFailed},
+	} {
+		o := conclude(tt.f)
+		if o.Verdict != tt.verdict || o.ExitCode() != tt.code || o.Probation != tt.probation {
+			t.Errorf("%s: %s, exit code %d, probation %q; want %s, %d, %q", tt.name, o.Verdict, o.ExitCode(), o.Probation, tt.verdict, tt.code, tt.probation)
+		}
+		if o.Trigger == nil || o.Modules == nil || o.StagesMS == nil {
+			t.Errorf("%s: a list is null in JSON: %+v", tt.name, o)
+		}
+		if (o.Verdict != client.Reloaded) != (len(o.Notes) == 0 && tt.f.report != took) && tt.f.report == took {
+			t.Errorf("%s: notes %q", tt.name, o.Notes)
+		}
+	}
+	o := conclude(facts{report: took, notes: []string{"ours"}, build: 20 * time.Millisecond, total: 30 * time.Millisecond, trigger: []string{"a.go"}, serving: 2})
+	want := client.Outcome{
+		Verdict: client.Reloaded, Generation: 2, Serving: 2, Trigger: []string{"a.go"}, Modules: []string{"hello"},
+		StagesMS: map[client.Stage]float64{client.StageBuild: 20}, TotalMS: 30, Notes: []string{"theirs", "ours"},
+	}
+	if !reflect.DeepEqual(o, want) {
+		t.Errorf("conclude = %+v, want %+v", o, want)
+	}
+}
+
+// TestConclude_everyEndingHasAVerdict: a new one must not be taken for another.
+func TestConclude_everyEndingHasAVerdict(t *testing.T) {
+	for end := endUnchanged; end <= endDiedAfter; end++ {
+		f := facts{end: end}
+		if v := f.verdict(); v == "" {
+			t.Errorf("ending %d has no verdict", end)
+		}
+	}
+}
+
+func TestRevise(t *testing.T) {
+	had := client.Outcome{Verdict: client.Reloaded, Generation: 2, Serving: 2, Modules: []string{"hello"}, TotalMS: 12, Held: 3, Notes: []string{"n"}, Probation: client.ProbationPending}
+	now := client.Outcome{Verdict: client.RolledBack, Serving: 1, Stage: client.StageHealthy, FailedModule: "hello", Error: "sick", Reverted: []string{"counter"}, Probation: client.ProbationFailed}
+	o := revise(had, now)
+	if o.Verdict != client.RolledBack || o.Serving != 1 || o.Generation != 2 || o.TotalMS != 12 || o.Held != 3 || o.Error != "sick" || o.Notes != nil || o.Probation != client.ProbationFailed || !slices.Equal(o.Reverted, now.Reverted) || !slices.Equal(o.Modules, had.Modules) {
+		t.Errorf("revise = %+v", o)
+	}
+}
+
+func TestAffected(t *testing.T) {
+	says := &control.Serving{
+		Modules:  []client.Module{{Name: "a"}, {Name: "b"}},
+		Packages: map[string]string{"a": "p/a", "b": "p/b"},
+	}
+	for _, tt := range []struct {
+		packages []string
+		unknown  bool
+		want     string
+	}{{nil, false, ""}, {[]string{"p/b", "p/other"}, false, "b"}, {nil, true, "a b"}} {
+		if got := strings.Join(affected(says, tt.packages, tt.unknown), " "); got != tt.want {
+			t.Errorf("affected(%q, %v) = %q, want %q", tt.packages, tt.unknown, got, tt.want)
+		}
+	}
+	if got := affected(nil, nil, true); len(got) != 0 {
+		t.Errorf("affected without a worker = %q", got)
+	}
+}
+
+// TestOwnCode: a change of what this process runs too is not live everywhere.
+func TestOwnCode(t *testing.T) {
+	type here struct{}
+	own := reflect.TypeFor[here]().PkgPath()
+	pkg := func(path, dir string, imports ...string) sources.Package {
+		return sources.Package{ImportPath: path, Dir: dir, Imports: imports}
+	}
+	in := &sources.Inputs{Root: "/r", Packages: map[string]sources.Package{
+		own:        pkg(own, "/r/supervisor", "x/config"),
+		"x/config": pkg("x/config", "/r/config"),
+		"x/cmd":    pkg("x/cmd", "/r/cmd", own, "x/worker"),
+		"x/worker": pkg("x/worker", "/r/worker", "x/config"),
+		"x/main":   {ImportPath: "x/main", Dir: "/r/main", Imports: []string{"x/cmd"}, Main: true},
+	}}
+	for file, want := range map[string]string{
+		"/r/supervisor/a.go": own,
+		"/r/config/a.go":     "x/config",
+		"/r/cmd/a.go":        "x/cmd",
+		"/r/worker/a.go":     "",
+		"/r/main/a.go":       "",
+		"/elsewhere/a.go":    "",
+	} {
+		if got := strings.Join(ownCode(in, []string{file}), " "); got != want {
+			t.Errorf("ownCode(%s) = %q, want %q", file, got, want)
+		}
+	}
+	if ownCode(nil, []string{"/r/config/a.go"}) != nil {
+		t.Error("ownCode without inputs says something")
+	}
+}
+
+// TestTheTableOfHearings has each type of message once.
+func TestTheTableOfHearings(t *testing.T) {
+	seen := map[string]bool{}
+	for _, h := range hearings {
+		if seen[h.message] || len(h.in) == 0 || h.do == nil {
+			t.Errorf("%s is there twice, or means nothing", h.message)
+		}
+		seen[h.message] = true
+	}
+	for _, message := range []string{control.TypeServing, control.TypeReport, control.TypeStage, control.TypeFinal, control.TypeDrained, control.TypeRepair, control.TypeEvent, control.TypeStatus} {
+		if !seen[message] {
+			t.Errorf("nobody hears %s", message)
+		}
+	}
+}

@@ -1,0 +1,482 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/proc"
+)
+
+// These tests are about one generation replacing another, on request.
+
+func TestUpgrade_toTheBinaryAtItsPath(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{Force: true, DropState: []string{"counter"}, TimeoutMS: 7000})
+		w.wantState(upgrading)
+		if s := w.sup.status(); s.State != client.Reloading || s.Generation != 1 {
+			t.Errorf("status = %s, generation %d; want reloading, 1", s.State, s.Generation)
+		}
+		c, order := k.candidate()
+		want := control.Upgrade{Binary: w.opts.Binary, Generation: 2, TimeoutMS: 7000, Force: true, DropState: []string{"counter"}, Unknown: true}
+		if order.Binary != want.Binary || order.Generation != want.Generation || order.TimeoutMS != want.TimeoutMS || !order.Force || !slices.Equal(order.DropState, want.DropState) || !order.Unknown || order.Repair {
+			t.Errorf("the order is %+v, want %+v", order, want)
+		}
+		r.waits()
+		c.serves(&control.Report{Generation: 2, TookOver: true, Standby: true, Changed: []string{"hello"}, Held: 3, Moved: 2, StagesMS: map[client.Stage]float64{client.StagePause: 1.5}, Notes: []string{"so it is"}})
+		o := r.gets(client.Reloaded)
+		if o.Generation != 2 || o.Serving != 2 || o.Probation != client.ProbationPending || !slices.Equal(o.Modules, []string{"hello"}) || o.Held != 3 || o.Moved != 2 || o.StagesMS[client.StagePause] != 1.5 || !slices.Equal(o.Notes, []string{"so it is"}) || o.ExitCode() != client.ExitOK {
+			t.Errorf("outcome = %+v", o)
+		}
+		w.wantState(probation)
+		c.final(k)
+		if s := w.status(); s.Generation != 2 || s.LastReload.Probation != client.ProbationPassed {
+			t.Errorf("status = %+v, last %+v", s, s.LastReload)
+		}
+	})
+}
+
+// TestUpgrade_fails is every way in which the old generation goes on.
+func TestUpgrade_fails(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		report  control.Report
+		want    client.Verdict
+		code    int
+		mention string
+	}{
+		{"before anything is touched", control.Report{Stage: client.StagePrepare, Module: "hello", Error: "no database"}, client.Rejected, 3, "no database"},
+		{"after the shutdown", control.Report{Stage: client.StageInitialize, Module: "hello", Error: "panicked"}, client.Rejected, 3, "panicked"},
+		{"and a module stays down", control.Report{Stage: client.StageInitialize, Module: "hello", Error: "panicked", Down: []string{"counter"}}, client.Failed, 1, "panicked; after the rollback [counter] does not start again and answers 503"},
+		{"and a state is lost", control.Report{Stage: client.StageShutdown, Module: "counter", Error: "hung", Lost: []string{"counter"}}, client.Failed, 1, "hung"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := w.first()
+				r := w.reload(client.ReloadRequest{})
+				c, order := k.candidate()
+				c.die(proc.Status{Code: 1})
+				tt.report.Generation = order.Generation
+				k.fails(tt.report)
+				o := r.gets(tt.want)
+				if o.ExitCode() != tt.code || o.Stage != tt.report.Stage || o.FailedModule != tt.report.Module || o.Error != tt.mention || o.Serving != 1 || o.Generation != 2 || o.Probation != "" {
+					t.Errorf("outcome = %+v", o)
+				}
+				w.wantState(serving)
+				failure := k.hears(control.TypeFailure).Failure
+				if failure.RolledBack || failure.App.Error != tt.mention || !slices.Contains(failure.App.Modules, tt.report.Module) {
+					t.Errorf("the modules hear %+v", failure)
+				}
+				w.wantPrinted("Failed to reload module '" + tt.report.Module + "': ")
+				// The next one gets a number of its own.
+				w.reload(client.ReloadRequest{})
+				if next := k.hears(control.TypeUpgrade).Upgrade; next.Generation != 3 {
+					t.Errorf("the next candidate is generation %d, want 3", next.Generation)
+				}
+			})
+		})
+	}
+}
+
+func TestUpgrade_isNotHeardByAStoppedProcess(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{TimeoutMS: 1000})
+		k.hears(control.TypeUpgrade)
+		time.Sleep(1000 * time.Millisecond)
+		if m := k.hears(control.TypeCancel); m.Error != errTimeout.Error() {
+			t.Errorf("the worker hears why: %q", m.Error)
+		}
+		r.waits()
+		time.Sleep(answerTime)
+		o := r.gets(client.Rejected)
+		if !strings.Contains(o.Error, "generation 1 (process 1001) does not answer; is it stopped?") || o.Stage != client.StageStart {
+			t.Errorf("outcome = %+v", o)
+		}
+		k.hears(control.TypeCancel)
+		if k.ended() != nil {
+			t.Error("it was killed: a debugger may hold it")
+		}
+		// It goes on, and says what it has to say.
+		k.hears(control.TypeFailure)
+		k.fails(control.Report{Generation: 2, Stage: client.StageStart, Error: "cancelled"})
+		w.wantState(serving)
+		if o := w.sup.last; !strings.Contains(o.Error, "does not answer") {
+			t.Errorf("the last reload is %+v", o)
+		}
+	})
+}
+
+func TestUpgrade_isKilledInAStageThatTakesTooLong(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{})
+		c, _ := k.candidate()
+		k.says(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: client.StageHold, LimitMS: 4000}})
+		time.Sleep(4*time.Second + answerTime - time.Millisecond)
+		synctest.Wait()
+		if k.ended() != nil {
+			t.Fatal("it is dead too early")
+		}
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if k.ended() == nil || k.ended().Signal != "killed" {
+			t.Fatalf("it lives: %v", k.ended())
+		}
+		c.die(proc.Status{Code: 1})
+		w.wantPrinted("generation 1 (process 1001) is stuck in hold for 6s: killing it")
+		o := r.gets(client.Failed)
+		if o.Stage != client.StageHold || !slices.Equal(o.Lost, []string{"counter"}) || o.ExitCode() != client.ExitFailed {
+			t.Errorf("outcome = %+v", o)
+		}
+		w.started()
+	})
+}
+
+// TestUpgrade_aStageWithoutALimit is one in which a debugger holds the worker.
+func TestUpgrade_aStageWithoutALimit(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		w.reload(client.ReloadRequest{TimeoutMS: 1e7})
+		k.candidate()
+		k.says(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: client.StageHold}})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if k.ended() != nil {
+			t.Error("it was killed")
+		}
+	})
+}
+
+func TestProbation(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		ends func(k, c *fakeWorker)
+		want client.Verdict
+		with client.Probation
+		by   int // who serves afterwards
+	}{
+		{"passes", func(k, c *fakeWorker) { c.final(k) }, client.Reloaded, client.ProbationPassed, 2},
+		{"is ended early", func(_, c *fakeWorker) {
+			c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationCut}})
+		}, client.Reloaded, client.ProbationCut, 2},
+		{"fails, and there is none to go back to", func(k, c *fakeWorker) {
+			k.die(proc.Status{Code: 1})
+			c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationFailed}})
+		}, client.Reloaded, client.ProbationFailed, 2},
+		{"ends with a rollback", func(k, c *fakeWorker) {
+			c.die(proc.Status{Code: 1})
+			k.hears(control.TypeExpedite)
+			k.fails(control.Report{Generation: 2, Committed: true, Stage: client.StageProbation, Error: "it exited", Reverted: []string{"counter"}})
+		}, client.RolledBack, client.ProbationFailed, 1},
+		{"ends with everything handed back", func(k, c *fakeWorker) {
+			k.fails(control.Report{Generation: 2, Committed: true, Stage: client.StageHealthy, Module: "hello", Error: "a headache"})
+			c.die(proc.Status{Code: 1})
+		}, client.RolledBack, client.ProbationFailed, 1},
+		{"ends with both dead", func(k, c *fakeWorker) {
+			k.die(proc.Status{Code: 1})
+			c.die(proc.Status{Code: 3})
+		}, client.Failed, client.ProbationFailed, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := w.first()
+				r := w.reload(client.ReloadRequest{WaitProbation: true})
+				c := k.takesOver()
+				time.Sleep(time.Minute) // a timeout is about the time until the commit
+				r.waits()
+				tt.ends(k, c)
+				o := r.gets(tt.want)
+				if o.Probation != tt.with || o.Generation != 2 || !slices.Equal(o.Modules, []string{"hello"}) {
+					t.Errorf("outcome = %+v", o)
+				}
+				if w.sup.standby != nil || w.sup.workers.number() != tt.by || w.sup.last.Verdict != tt.want || w.sup.last.Probation != tt.with {
+					t.Errorf("generation %d serves, want %d; last %+v", w.sup.workers.number(), tt.by, w.sup.last)
+				}
+			})
+		})
+	}
+}
+
+// TestProbation_aRollbackIsPublished though the reload was told as a success.
+func TestProbation_aRollbackIsPublished(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{})
+		c := k.takesOver()
+		r.gets(client.Reloaded)
+		c.die(proc.Status{Code: 1})
+		k.hears(control.TypeExpedite)
+		k.fails(control.Report{Generation: 2, Committed: true, Stage: client.StageProbation, Error: "it exited", Reverted: []string{"counter"}})
+		if f := k.hears(control.TypeFailure).Failure; !f.RolledBack || f.App.Outcome != string(client.RolledBack) {
+			t.Errorf("the modules hear %+v", f)
+		}
+		w.wantPrinted("generation 1 serves again; reverted to the moment of its takeover: counter")
+		topics := ""
+		for _, e := range w.sup.events.last() {
+			topics += e.Topic + " "
+		}
+		if topics != "module.rolled_back module.rolled_back app.reload_failed " { // what changed is not known, so it is all
+			t.Errorf("events: %s", topics)
+		}
+	})
+}
+
+// TestProbation_isEndedEarlyByANewerReload, whose candidate the new generation
+// starts once it is final.
+func TestProbation_isEndedEarlyByANewerReload(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		w.reload(client.ReloadRequest{})
+		c := k.takesOver()
+		r := w.reload(client.ReloadRequest{})
+		k.hears(control.TypeExpedite)
+		w.wantState(upgrading)
+		c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationCut}})
+		k.die(proc.Status{})
+		d := c.takesOver()
+		if o := r.gets(client.Reloaded); o.Generation != 3 {
+			t.Errorf("outcome = %+v", o)
+		}
+		d.final(c)
+	})
+}
+
+// TestProbation_aRollbackWhileANewerReloadWaits for the generation that failed:
+// the one before it gets the order.
+func TestProbation_aRollbackWhileANewerReloadWaits(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		w.reload(client.ReloadRequest{})
+		c := k.takesOver()
+		r := w.reload(client.ReloadRequest{})
+		c.hears(control.TypeUpgrade)
+		k.hears(control.TypeExpedite)
+		c.die(proc.Status{Code: 1})
+		k.hears(control.TypeExpedite)
+		k.fails(control.Report{Generation: 2, Committed: true, Stage: client.StageProbation, Error: "it exited"})
+		k.hears(control.TypeFailure)
+		k.takesOver()
+		if o := r.gets(client.Reloaded); o.Generation != 4 {
+			t.Errorf("outcome = %+v, want generation 4", o)
+		}
+	})
+}
+
+// TestLastWordsComeTooLate: a candidate that was given up may have said before
+// that it serves, on a link of its own.
+func TestLastWordsComeTooLate(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{})
+		c, _ := k.candidate()
+		k.fails(control.Report{Generation: 2, Committed: true, Stage: client.StageCommit, Error: "it exited"})
+		r.gets(client.RolledBack)
+		c.serves(&control.Report{Generation: 2, TookOver: true})
+		if w.sup.workers.serving.generation != 1 || w.sup.last.Verdict != client.RolledBack {
+			t.Errorf("generation %d serves, last %+v", w.sup.workers.serving.generation, w.sup.last)
+		}
+	})
+}
+
+// TestReports_ofSomebodyElse: a job is answered by its own generation only.
+func TestReports_ofSomebodyElse(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{})
+		k.candidate()
+		k.fails(control.Report{Generation: 17, Error: "what?"})
+		r.waits()
+		w.wantState(upgrading)
+	})
+}
+
+func TestRequests(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		first := w.reload(client.ReloadRequest{})
+		second := w.reload(client.ReloadRequest{})
+		third := w.reload(client.ReloadRequest{Binary: "/other"})
+		if o := second.gets(client.Superseded); o.ExitCode() != client.ExitRejected || o.Serving != 1 {
+			t.Errorf("the second = %+v", o)
+		}
+		c := k.commits()
+		first.gets(client.Reloaded)
+		k.hears(control.TypeExpedite)
+		c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationCut}})
+		k.die(proc.Status{})
+		d, order := c.candidate()
+		if order.Binary != "/other" {
+			t.Errorf("the third gets %s", order.Binary)
+		}
+		d.serves(&control.Report{Generation: order.Generation, TookOver: true})
+		third.gets(client.Reloaded)
+	})
+}
+
+func TestRequests_expire(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		running := w.reload(client.ReloadRequest{TimeoutMS: 2000})
+		queued := w.reload(client.ReloadRequest{TimeoutMS: 1000})
+		k.candidate()
+		time.Sleep(time.Second)
+		if o := queued.gets(client.Rejected); o.Error != errTimeout.Error() {
+			t.Errorf("the one that waits = %+v", o)
+		}
+		running.waits()
+		time.Sleep(time.Second)
+		k.hears(control.TypeCancel)
+		running.waits() // what the worker makes of it is the outcome
+		k.fails(control.Report{Generation: 2, Stage: client.StageHold, Error: errTimeout.Error()})
+		running.gets(client.Rejected)
+	})
+}
+
+func TestRequests_haveALimitOfTheirOwn(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		w.reload(client.ReloadRequest{})
+		if _, order := k.candidate(); order.TimeoutMS != defaultTimeout.Milliseconds() {
+			t.Errorf("the limit is %d ms", order.TimeoutMS)
+		}
+	})
+}
+
+// TestRequests_beforeAnythingServes wait for that.
+func TestRequests_beforeAnythingServes(t *testing.T) {
+	inWorld(t, func(w *world) {
+		r := w.reload(client.ReloadRequest{})
+		r.waits()
+		k := w.started().connect()
+		k.serves(nil)
+		k.takesOver()
+		r.gets(client.Reloaded)
+	})
+}
+
+func TestRepair(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		k.serves(nil, func(s *control.Serving) { s.Degraded = true })
+		if s := w.sup.status(); s.State != client.Degraded {
+			t.Errorf("status says %s", s.State)
+		}
+		k.says(control.Message{Type: control.TypeRepair})
+		w.wantPrinted("generation 1 does not recover by itself")
+		c, order := k.candidate()
+		if !order.Repair || !strings.HasPrefix(order.Binary, w.opts.RunDir) {
+			t.Errorf("the order is %+v, want a repair by the copy of what runs", order)
+		}
+		c.serves(&control.Report{Generation: order.Generation, TookOver: true, Standby: true})
+		if w.sup.last != nil {
+			t.Errorf("the last reload is a repair: %+v", w.sup.last)
+		}
+		c.final(k)
+	})
+}
+
+// TestRepair_waitsItsTurn behind a reload, which repairs as well if it succeeds.
+func TestRepair_waitsItsTurn(t *testing.T) {
+	for _, succeeds := range []bool{true, false} {
+		inWorld(t, func(w *world) {
+			k := w.first()
+			r := w.reload(client.ReloadRequest{})
+			c, order := k.candidate()
+			k.says(control.Message{Type: control.TypeRepair})
+			k.hearsNothing()
+			if succeeds {
+				c.serves(&control.Report{Generation: order.Generation, TookOver: true})
+				r.gets(client.Reloaded)
+				k.hearsNothing()
+				c.hearsNothing()
+				return
+			}
+			k.fails(control.Report{Generation: order.Generation, Stage: client.StageHold, Error: "busy"})
+			r.gets(client.Rejected)
+			k.hears(control.TypeFailure)
+			if next := k.hears(control.TypeUpgrade).Upgrade; !next.Repair {
+				t.Errorf("the next order is %+v", next)
+			}
+		})
+	}
+}
+
+func TestDrained(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		w.reload(client.ReloadRequest{})
+		c := k.takesOver()
+		c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationPassed}})
+		k.says(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: 2, Closed: 5}})
+		w.wantPrinted("generation 1 has closed 5 connections")
+		if w.sup.last.Closed != 5 {
+			t.Errorf("the last reload is %+v", w.sup.last)
+		}
+	})
+}
+
+// TestHearings tries every word of a worker in every state: what is not in the
+// table changes nothing.
+func TestHearings(t *testing.T) {
+	bring := map[state]func(w *world) *fakeWorker{
+		starting: func(w *world) *fakeWorker { return w.started().connect() },
+		serving:  func(w *world) *fakeWorker { return w.first() },
+		upgrading: func(w *world) *fakeWorker {
+			k := w.first()
+			w.reload(client.ReloadRequest{})
+			k.candidate()
+			return k
+		},
+		probation: func(w *world) *fakeWorker {
+			k := w.first()
+			w.reload(client.ReloadRequest{})
+			return k.takesOver()
+		},
+		recovering: func(w *world) *fakeWorker {
+			w.first().die(proc.Status{Code: 1})
+			return w.started().connect()
+		},
+		stopping: func(w *world) *fakeWorker {
+			k := w.first()
+			synctest.Wait()
+			w.signals <- syscall.SIGTERM
+			return k
+		},
+	}
+	words := map[string]control.Message{
+		control.TypeReport: {Report: &control.Report{Generation: 2, Error: "no"}},
+		control.TypeStage:  {Stage: &control.Stage{Name: client.StageHold, LimitMS: 60_000}},
+		control.TypeFinal:  {Final: &control.Final{Generation: 2, Probation: client.ProbationPassed}},
+		control.TypeRepair: {},
+	}
+	for now, begin := range bring {
+		for word, m := range words {
+			t.Run(now.String()+" "+word, func(t *testing.T) {
+				inWorld(t, func(w *world) {
+					k := begin(w)
+					w.wantState(now)
+					heard := false
+					for _, h := range hearings {
+						heard = heard || h.message == word && slices.Contains(h.in, now)
+					}
+					job, standby, stage := w.sup.job, w.sup.standby, w.sup.workers.linked[k.generation].stage
+					m.Type = word
+					k.says(m)
+					changed := job != w.sup.job || standby != w.sup.standby || stage != w.sup.workers.linked[k.generation].stage
+					if changed && !heard {
+						t.Errorf("%s in state %v changes something", word, now)
+					}
+				})
+			})
+		}
+	}
+}
