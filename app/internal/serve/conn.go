@@ -44,12 +44,12 @@ type socket interface {
 // will send.
 type conn struct {
 	socket
-	server *Server
+	kind *http1
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards the fields below; given up while the socket is read
 	phase   phase
 	head    head   // of the request that is being read
-	taken   []byte // of a head that is not whole: what the server has got
+	read    []byte // of a head that is not whole: what the server has got
 	pending []byte // read from the socket and kept from the server
 	left    int64  // of a body of known length
 	chunks  chunks // of a body in chunks
@@ -59,7 +59,7 @@ type conn struct {
 	blocked     chan struct{} // not nil: a Read beyond the request waits for this
 	expired     bool          // the read deadline is in the past
 	detached    bool
-	cut         bool // a request was cancelled by a reload
+	spoiled     bool // a request was cancelled by a hold, and with it the context of all that follow
 
 	hijacked bool
 	owner    string  // of the stream that a hijacked conn may become
@@ -106,14 +106,14 @@ func (c *conn) Read(p []byte) (int, error) {
 			return c.watch(p)
 		}
 		if c.left > 0 {
-			n, err := c.read(p[:min(int64(len(p)), c.left)])
+			n, err := c.receive(p[:min(int64(len(p)), c.left)])
 			c.left -= int64(n)
 			return n, err
 		}
 	case phaseChunks:
-		n, err := c.read(p)
+		n, err := c.receive(p)
 		if end := c.chunks.end(p[:n]); end >= 0 {
-			c.keep(p[end:n])
+			c.unreceive(p[end:n])
 			n = end
 			c.phase, c.left = phaseLength, 0
 		}
@@ -121,12 +121,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	// The server wants more than the request is thought to have.
 	c.phase = phaseUnknown
-	return c.read(p)
+	return c.receive(p)
 }
 
-// read takes what is pending, or else reads the socket. c.mu is held, and
+// receive takes what is pending, or else reads the socket. c.mu is held, and
 // given up meanwhile.
-func (c *conn) read(p []byte) (int, error) {
+func (c *conn) receive(p []byte) (int, error) {
 	if len(c.pending) > 0 {
 		n := copy(p, c.pending)
 		c.pending = c.pending[:copy(c.pending, c.pending[n:])]
@@ -137,8 +137,8 @@ func (c *conn) read(p []byte) (int, error) {
 	return c.socket.Read(p)
 }
 
-// keep puts bytes back that belong to the next request.
-func (c *conn) keep(p []byte) {
+// unreceive puts bytes back that belong to the next request.
+func (c *conn) unreceive(p []byte) {
 	if len(p) > 0 {
 		c.pending = append(bytes.Clone(p), c.pending...)
 	}
@@ -147,12 +147,12 @@ func (c *conn) keep(p []byte) {
 // readHead reads up to the end of a head, unless the server holds.
 func (c *conn) readHead(p []byte) (int, error) {
 	for {
-		if c.server.holding.Load() {
+		if c.kind.holding.Load() {
 			c.detached = true
 			return 0, errDetached
 		}
 		c.waiting = true
-		n, err := c.read(p)
+		n, err := c.receive(p)
 		c.waiting = false
 		if c.interrupted {
 			c.interrupted = false
@@ -165,11 +165,11 @@ func (c *conn) readHead(p []byte) (int, error) {
 			n = copy(p, bytes.TrimLeft(p[:n], "\r\n"))
 		}
 		if end := c.head.end(p[:n]); end >= 0 {
-			c.keep(p[end:n])
-			c.phase, c.taken = phaseWhole, nil
+			c.unreceive(p[end:n])
+			c.phase, c.read = phaseWhole, nil
 			return end, err
 		}
-		c.taken = append(c.taken, p[:n]...)
+		c.read = append(c.read, p[:n]...)
 		if n > 0 || err != nil {
 			return n, err
 		}
@@ -181,11 +181,11 @@ func (c *conn) readHead(p []byte) (int, error) {
 // server's wait goes on until it ends it.
 func (c *conn) watch(p []byte) (int, error) {
 	if len(c.pending) == 0 {
-		n, err := c.read(p)
+		n, err := c.receive(p)
 		if n == 0 {
 			return 0, err
 		}
-		c.keep(p[:n])
+		c.unreceive(p[:n])
 	}
 	if !c.expired {
 		wait := make(chan struct{})
@@ -232,7 +232,7 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) idle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.head, c.taken = head{}, nil
+	c.head, c.read = head{}, nil
 	if c.phase == phaseLength && c.left == 0 {
 		c.phase = phaseHead
 	} else {
@@ -293,7 +293,7 @@ func (c *conn) Movable(unread []byte) net.Conn {
 		return nil
 	}
 	all := append(bytes.Clone(unread), c.pending...)
-	c.stream = newStream(c.server, c.socket, Detached{Owner: c.owner, Unread: all})
+	c.stream = newStream(c.kind.server.streams, c.socket, Detached{Kind: KindStream, Owner: c.owner, Unread: all})
 	c.pending = nil
 	return c.stream
 }
@@ -343,7 +343,7 @@ func (c *conn) CloseWrite() error {
 	if detached {
 		return nil
 	}
-	c.server.forget(c, false)
+	c.kind.forget(c, false)
 	return c.socket.CloseWrite()
 }
 
@@ -354,7 +354,7 @@ func (c *conn) Close() error {
 	detached := c.detached
 	c.unblock()
 	c.mu.Unlock()
-	if c.server.forget(c, detached) && detached {
+	if c.kind.forget(c, detached) && detached {
 		return nil
 	}
 	return c.socket.Close()
@@ -364,7 +364,7 @@ func (c *conn) Close() error {
 func (c *conn) unread() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append(c.taken, c.pending...)
+	return append(c.read, c.pending...)
 }
 
 // cancelRequest gives the running handler's context its cause. It reports
@@ -373,9 +373,9 @@ func (c *conn) cancelRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.active && !c.cancelled {
-		c.cut, c.cancelled = true, true
-		c.server.cancelled.Add(1)
-		c.cancel(c.server.opts.Reloading)
+		c.spoiled, c.cancelled = true, true
+		c.kind.server.cancelled.Add(1)
+		c.cancel(c.kind.server.opts.Reloading)
 		if c.hijacked {
 			c.socket.SetReadDeadline(time.Unix(1, 0))
 		}
@@ -383,11 +383,11 @@ func (c *conn) cancelRequest() bool {
 	return c.active
 }
 
-// wasCut tells whether a reload has cancelled an earlier request.
-func (c *conn) wasCut() bool {
+// wasCancelled reports whether a hold has cancelled an earlier request.
+func (c *conn) wasCancelled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.cut
+	return c.spoiled
 }
 
 // renew makes a context for a request after one that was cancelled.

@@ -28,21 +28,21 @@ func newRelay(t *testing.T) *relay {
 	}
 	a, address := newServer(t, h)
 	b, _ := newServer(t, h)
-	a.Release()
-	b.Release()
 	return &relay{t, a, b, address}
 }
 
 // move hands the only connection over as soon as that is possible.
 func (r *relay) move() {
-	if err := hold(r.t, r.now, 10*time.Second); err != nil {
+	h, err := hold(r.t, r.now, 10*time.Second)
+	if err != nil {
 		r.t.Error(err)
+		return
 	}
-	conns, _ := r.now.Detached()
+	handed, conns, _ := h.HandOver()
 	if len(conns) != 1 {
 		r.t.Errorf("%d connections were detached, want 1", len(conns))
 	}
-	r.now.Release()
+	handed.Resume(nil)
 	r.next.Adopt(conns)
 	r.now, r.next = r.next, r.now
 }

@@ -3,15 +3,15 @@ package serve
 // Read is how many bytes of requests that no handler has begun with were read
 // from their sockets.
 func (s *Server) Read() (n int) {
-	for _, c := range s.connections() {
+	for _, c := range s.http1.connections() {
 		n += len(c.unread())
 	}
 	return n
 }
 
-// Parked is how many requests on fixed connections wait.
-func (s *Server) Parked() int {
-	s.fixed.mu.Lock()
-	defer s.fixed.mu.Unlock()
-	return s.fixed.parked
+// Queued is how many requests on pinned connections wait.
+func (s *Server) Queued() int {
+	s.pinned.mu.Lock()
+	defer s.pinned.mu.Unlock()
+	return s.pinned.queued
 }

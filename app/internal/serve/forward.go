@@ -11,11 +11,8 @@ import (
 	"net/http/httputil"
 )
 
-// ForwardOwner is the owner of a connection that carries forwarded requests.
-const ForwardOwner = "@forward"
-
 // originHeader tells the server that a request is forwarded to what it would
-// know of it had it come there. Only connections of [ForwardOwner] are believed.
+// know of it had it come there. Only connections of [KindForward] are believed.
 const originHeader = "Orchestrator-Origin"
 
 // origin is what a forwarded request does not tell by itself.
@@ -44,7 +41,7 @@ func originOf(r *http.Request) origin {
 }
 
 // NewForwarder passes requests on over conn, whose other end another server
-// adopts as one of [ForwardOwner]: all at once, as HTTP/2. Answers on HTTP/1.1
+// adopts as a [KindForward]: all at once, as HTTP/2. Answers on HTTP/1.1
 // tell the client to connect anew. It takes responsibility for conn.
 func NewForwarder(conn net.Conn) (http.Handler, error) {
 	protocols := new(http.Protocols)

@@ -3,12 +3,13 @@ package serve
 import (
 	"context"
 	"fmt"
-	"maps"
+	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
-// BusyError tells what kept a hold from completing.
+// BusyError says what kept a hold from coming about.
 type BusyError struct{ Routes []string }
 
 func (e *BusyError) Error() string {
@@ -17,131 +18,161 @@ func (e *BusyError) Error() string {
 
 // Hold stops accepting and waits until every connection is detached or gone:
 // first those of HTTP, then, because their owners may be in the middle of a
-// call to one of those, the streams. When ctx ends first it returns a
-// [*BusyError]; the caller then either cancels the rest with [Server.Cut] and
-// holds again, or releases. Nothing is lost in either case.
+// call to one of those, the streams. When ctx ends first everything goes on as
+// before, and the error is a [*BusyError].
 //
 // Event streams and hijacked connections that are not streams would keep it
-// for ever: once nothing else is in flight, their requests are cancelled.
-func (s *Server) Hold(ctx context.Context) error {
+// waiting for ever: once nothing else is in flight, their requests are
+// cancelled.
+//
+// There is one hold at a time; another one panics.
+func (s *Server) Hold(ctx context.Context) (*Held, error) {
+	held := s.beginHold()
+	if err := s.wait(ctx); err != nil {
+		held.Release()
+		return nil, err
+	}
+	return held, nil
+}
+
+// ForceHold is a Hold that always comes about: when ctx ends it cancels what is
+// in flight, with the Reloading error as the cause, and waits for at most last.
+// A [*BusyError] says what is in flight all the same.
+func (s *Server) ForceHold(ctx context.Context, last time.Duration) (*Held, error) {
+	held := s.beginHold()
+	if s.wait(ctx) == nil {
+		return held, nil
+	}
+	for _, k := range slices.Concat(s.rounds()...) {
+		k.cancel()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), last)
+	defer cancel()
+	return held, s.wait(ctx)
+}
+
+func (s *Server) beginHold() *Held {
 	s.mu.Lock()
-	s.holding.Store(true)
+	defer s.mu.Unlock()
+	if s.holding {
+		panic("serve: a hold began while there was one")
+	}
+	s.holding = true
 	for _, l := range s.listeners {
-		if !l.paused {
-			l.paused = true
-			l.setDeadline(time.Unix(1, 0))
-		}
+		l.paused = true
+		l.setDeadline(time.Unix(1, 0))
 	}
-	s.mu.Unlock()
-	s.fixed.park()
-	for _, c := range s.connections() { // those that come later see for themselves
-		c.interrupt()
-	}
-	for moving := false; ; {
-		idle, endless := s.held()
-		if idle && !moving {
-			moving = true
-			s.moveStreams()
+	return &Held{server: s}
+}
+
+// wait pauses one round after the other, and waits until all are idle.
+func (s *Server) wait(ctx context.Context) error {
+	rounds := s.rounds()
+	paused := 0
+	for {
+		idle, endless := s.stopped(), true
+		for _, k := range slices.Concat(rounds[:paused]...) {
+			i, e := k.state()
+			idle, endless = idle && i, endless && (i || e)
 		}
-		if idle && s.streamsHeld() {
-			return nil
-		}
-		if endless {
-			for _, c := range s.connections() {
-				c.cancelRequest()
+		switch {
+		case paused == 0 || idle && paused < len(rounds): // those that come later see for themselves
+			for _, k := range rounds[paused] {
+				k.pause()
 			}
-			s.fixed.cancelRequests()
+			paused++
+			continue
+		case idle:
+			return nil
+		case endless && s.stopped():
+			for _, k := range slices.Concat(rounds[:paused]...) {
+				if idle, _ := k.state(); !idle {
+					k.cancel()
+				}
+			}
 		}
 		select {
 		case <-s.changed:
 		case <-ctx.Done():
-			return &BusyError{Routes: s.Busy()}
+			return &BusyError{Routes: s.busy()}
 		}
 	}
 }
 
-// held tells whether no request is in flight, or none that ever ends.
-func (s *Server) held() (idle, endless bool) {
+// stopped reports whether nothing is accepted any more.
+func (s *Server) stopped() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.listeners {
-		if !l.parked {
-			return false, false
-		}
-	}
-	for c := range s.conns {
-		if _, endless := c.busy(); !endless {
-			return false, false
-		}
-	}
-	idle, endless = s.fixed.held()
-	if len(s.conns) > 0 {
-		idle = false
-	}
-	return idle, endless && !idle
+	return !slices.ContainsFunc(s.listeners, func(l *listener) bool { return !l.stopped })
 }
 
-// Busy names the requests in flight, and how many connections are in the
-// middle of sending one, or handled by their owners.
-func (s *Server) Busy() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Server) busy() []string {
 	routes := []string{}
-	others := 0
-	for c := range s.conns {
-		if route, _ := c.busy(); route != "" {
-			routes = append(routes, route)
-		} else {
-			others++
-		}
-	}
-	routes = append(routes, s.fixed.busy()...)
-	slices.Sort(routes)
-	if others > 0 {
-		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
-	}
-	streams := map[string]int{}
-	for st := range s.streams {
-		streams[st.owner]++
-	}
-	for _, owner := range slices.Sorted(maps.Keys(streams)) {
-		routes = append(routes, fmt.Sprintf("%d connection(s) of module %s", streams[owner], owner))
+	for _, k := range slices.Concat(s.rounds()...) {
+		routes = append(routes, k.busy()...)
 	}
 	return routes
 }
 
-// Cut cancels the requests in flight with the Reloading error as the cause, and
-// waits for nothing more from clients that are slow to send the rest of one.
-func (s *Server) Cut() {
-	for _, c := range s.connections() {
-		if !c.cancelRequest() {
-			c.stopReading()
+// Held is a server that serves nobody: every connection is detached, and new
+// ones wait in the kernel. It ends with exactly one of [Held.Release],
+// [Held.Resume] and [Held.HandOver], or with the server; a second one panics.
+type Held struct {
+	server *Server
+	over   atomic.Bool
+}
+
+// end panics unless it is called for the first time.
+func (h *Held) end() {
+	if h.over.Swap(true) {
+		panic("serve: a hold was ended twice")
+	}
+}
+
+// Waiting counts the connections that wait for the end of the hold.
+func (h *Held) Waiting() (n int) {
+	for _, k := range slices.Concat(h.server.rounds()...) {
+		n += k.waiting()
+	}
+	return n
+}
+
+// Release has the server go on as before the hold.
+func (h *Held) Release() {
+	h.end()
+	h.server.resume(nil)
+}
+
+// Resume has the server go on after its handlers were replaced, perhaps with
+// connections from elsewhere, which fill adopts. No stream is read before fill
+// has returned and every stream has a handler that reads: whatever a client's
+// message makes a handler tell the others, none of them misses it.
+func (h *Held) Resume(fill func(adopt func([]Detached))) {
+	h.end()
+	h.server.resume(fill)
+}
+
+// HandOver gives all connections that can move away. closed counts those that
+// could not go on elsewhere and were closed. What cannot move stays and waits,
+// see [HandedOver.Forward].
+func (h *Held) HandOver() (handed *HandedOver, conns []Detached, closed int) {
+	h.end()
+	for _, k := range slices.Concat(h.server.rounds()...) {
+		more, n := k.give()
+		conns, closed = append(conns, more...), closed+n
+	}
+	return &HandedOver{server: h.server}, conns, closed
+}
+
+// resume ends the hold.
+func (s *Server) resume(fill func(adopt func([]Detached))) {
+	for _, round := range slices.Backward(s.rounds()) {
+		for _, k := range round {
+			k.resume()
 		}
 	}
-	s.fixed.cancelRequests()
-}
-
-// Cancelled counts what was cancelled since the last call.
-func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
-
-// Waiting counts the connections that a hold has detached.
-func (s *Server) Waiting() int {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.detached) + len(s.parted)
-}
-
-// Release ends a hold, or the time before the first one: the detached
-// connections are served again and accepting goes on.
-func (s *Server) Release() {
-	s.mu.Lock()
-	s.holding.Store(false)
-	detached := s.detached
-	s.detached = nil
-	for _, st := range s.parted {
-		s.resume(st)
-	}
-	s.parted = nil
+	s.holding = false
 	for _, l := range s.listeners {
 		if l.paused {
 			l.paused = false
@@ -150,11 +181,63 @@ func (s *Server) Release() {
 			l.resume = make(chan struct{})
 		}
 	}
-	expecting := s.expecting
 	s.mu.Unlock()
-	s.fixed.unpark(nil)
-	s.Adopt(detached)
-	if !expecting {
-		s.Open()
+	if fill != nil {
+		fill(s.Adopt)
 	}
+	s.streams.open()
+}
+
+// HandedOver is a server whose connections are somewhere else. It does not
+// accept; requests on connections that cannot move wait, or are forwarded.
+type HandedOver struct {
+	server *Server
+	over   atomic.Bool
+}
+
+// Forward passes all further requests on connections that cannot move to the
+// handler, those of stay included, which the server takes responsibility for.
+func (h *HandedOver) Forward(to http.Handler, stay []Detached) {
+	h.server.pinned.forwardTo(to)
+	for _, d := range stay {
+		h.server.pinned.stay(d)
+	}
+}
+
+// Stop ends the forwarding: new requests wait again.
+func (h *HandedOver) Stop() { h.server.pinned.pause() }
+
+// Recall is a Stop that waits until what was forwarded is answered, unless that
+// never ends by itself, or until ctx ends.
+func (h *HandedOver) Recall(ctx context.Context) {
+	h.Stop()
+	p := h.server.pinned
+	for {
+		if idle, endless := p.state(); idle || endless {
+			return
+		}
+		select {
+		case <-h.server.changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Resume has the server accept and serve again: see [Held.Resume]. Nothing is
+// forwarded any more. It ends the handover; a second one panics.
+func (h *HandedOver) Resume(fill func(adopt func([]Detached))) {
+	if h.over.Swap(true) {
+		panic("serve: a handover was taken back twice")
+	}
+	h.Stop()
+	h.server.resume(fill)
+}
+
+// Drain waits for the clients of connections that cannot move to go, until ctx
+// ends, and returns how many had not: those are closed, once what is being
+// answered on them is. Clients of HTTP/1.1 are told to go with each answer that
+// is forwarded; those of HTTP/2 after notice.
+func (h *HandedOver) Drain(ctx context.Context, notice time.Duration) (closed int) {
+	return h.server.pinned.drain(ctx, notice)
 }

@@ -35,8 +35,8 @@ var (
 // handled goes along, and so does what the client has not taken.
 type Stream struct {
 	socket
-	server *Server
-	owner  string
+	kind  *streams
+	owner string
 
 	reads  sync.Mutex // held by a reader
 	writes sync.Mutex // held by a writer; before mu
@@ -56,14 +56,14 @@ type Stream struct {
 	facade   any
 }
 
-func newStream(s *Server, sock socket, d Detached) *Stream {
-	st := &Stream{socket: sock, server: s, owner: d.Owner, unread: d.Unread, unsent: d.Unsent, kept: d.Kept}
-	st.settle()
+func newStream(k *streams, sock socket, d Detached) *Stream {
+	st := &Stream{socket: sock, kind: k, owner: d.Owner, unread: d.Unread, unsent: d.Unsent, kept: d.Kept}
+	st.reset()
 	return st
 }
 
-// settle is the state of a stream whose handler is about to begin.
-func (st *Stream) settle() {
+// reset is for a stream whose handler is about to begin.
+func (st *Stream) reset() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.moving, st.reading, st.given = false, false, 0
@@ -71,7 +71,7 @@ func (st *Stream) settle() {
 	st.socket.SetDeadline(time.Time{})
 }
 
-// move tells the handler that the stream shall move.
+// move tells the handler that the stream is about to move.
 func (st *Stream) move() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -116,7 +116,14 @@ func (st *Stream) sendQueued() {
 	st.socket.Write(unsent)
 }
 
-// Moving tells whether the stream shall move.
+// isClosed reports whether the stream was closed, or given away.
+func (st *Stream) isClosed() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.closed
+}
+
+// Moving reports whether the stream is about to move.
 func (st *Stream) Moving() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -137,7 +144,7 @@ func (st *Stream) take() (Detached, error) {
 		st.socket.Close()
 		return Detached{}, errUnmarked
 	}
-	return Detached{Conn: st.socket, Owner: st.owner, Unread: st.unread, Unsent: st.unsent, Kept: st.kept}, nil
+	return Detached{Conn: st.socket, Kind: KindStream, Owner: st.owner, Unread: st.unread, Unsent: st.unsent, Kept: st.kept}, nil
 }
 
 // Ready says that the handler is there for what may be read, if it does not
@@ -159,13 +166,13 @@ func (st *Stream) await() error {
 	moving := st.moving
 	st.mu.Unlock()
 	if moving {
-		return st.server.opts.Moving
+		return st.kind.server.opts.Moving
 	}
 	select {
-	case <-st.server.gateOpen():
+	case <-st.kind.opened():
 		return nil
 	case <-moved:
-		return st.server.opts.Moving
+		return st.kind.server.opts.Moving
 	}
 }
 
@@ -194,7 +201,7 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 	st.given = len(st.unread)
 	if n == 0 && st.moving && errors.Is(err, os.ErrDeadlineExceeded) {
-		err = st.server.opts.Moving
+		err = st.kind.server.opts.Moving
 	}
 	return n, err
 }
@@ -230,7 +237,7 @@ func (st *Stream) ReadLine() (string, error) {
 		switch {
 		case n > 0 || err == nil:
 		case moving && errors.Is(err, os.ErrDeadlineExceeded):
-			return "", st.server.opts.Moving
+			return "", st.kind.server.opts.Moving
 		default:
 			return string(rest), err
 		}

@@ -34,32 +34,24 @@ func newStreams(t *testing.T, handle func(ctx context.Context, st *serve.Stream)
 		}
 		return handle(ctx, st)
 	}
-	a, b := serve.New(nil, opts), serve.New(nil, opts)
+	a, heldA := serve.New(nil, opts)
+	b, heldB := serve.New(nil, opts)
 	t.Cleanup(a.Close)
 	t.Cleanup(b.Close)
 	a.Listen("me", ln)
-	a.Release()
-	b.Release()
+	heldA.Release()
+	heldB.Release()
 	return &streams{t, a, b, ln.Addr().String()}
 }
 
 func (s *streams) move(n int) {
 	s.t.Helper()
-	if err := hold(s.t, s.now, 10*time.Second); err != nil {
-		s.t.Fatal(err)
-	}
-	conns, closed := s.now.Detached()
+	handed, conns, closed := held(s.t, s.now).HandOver()
 	if len(conns) != n || closed != 0 {
 		s.t.Fatalf("%d connections were detached and %d closed, want %d and none", len(conns), closed, n)
 	}
-	s.now.Release()
-	if err := hold(s.t, s.next, 10*time.Second); err != nil {
-		s.t.Fatal(err)
-	}
-	s.next.Expect()
-	s.next.Release()
-	s.next.Adopt(conns)
-	s.next.Open()
+	handed.Resume(nil)
+	held(s.t, s.next).Resume(func(adopt func([]serve.Detached)) { adopt(conns) })
 	s.now, s.next = s.next, s.now
 }
 
@@ -249,12 +241,11 @@ func TestAHandlerThatIsLateGoesOn(t *testing.T) {
 	c := dial(t, s.address)
 	c.send("long\nnext\n")
 	<-busy
-	err := hold(t, s.now, 50*time.Millisecond)
+	_, err := hold(t, s.now, 50*time.Millisecond)
 	var still *serve.BusyError
 	if !errors.As(err, &still) || len(still.Routes) != 1 || !strings.Contains(still.Routes[0], "module me") {
 		t.Errorf("Hold = %v, want a BusyError that names the owner", err)
 	}
-	s.now.Release()
 	close(goOn)
 	for _, want := range []string{"<long>", "<next>"} {
 		if got := c.line(); got != want {
@@ -348,14 +339,12 @@ func TestWhatIsNeverMarkedCannotMove(t *testing.T) {
 	c := dial(t, s.address)
 	c.send(strings.Repeat("x", 2<<20))
 	<-read
-	if err := hold(t, s.now, 10*time.Second); err != nil {
-		t.Fatal(err)
-	}
-	if conns, closed := s.now.Detached(); len(conns) != 0 || closed != 1 {
+	handed, conns, closed := held(t, s.now).HandOver()
+	if len(conns) != 0 || closed != 1 {
 		t.Errorf("%d connections were detached and %d closed, want the only one closed", len(conns), closed)
 	}
 	if _, err := c.in.ReadByte(); err == nil {
 		t.Error("the connection goes on")
 	}
-	s.now.Release()
+	handed.Resume(nil)
 }

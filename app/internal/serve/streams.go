@@ -3,14 +3,69 @@ package serve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
+	"sync"
 	"time"
 )
 
+// streams is the connections whose bytes belong to an owner.
+type streams struct {
+	server *Server
+
+	mu       sync.Mutex // guards the fields below
+	paused   bool
+	running  map[*Stream]struct{} // those whose handlers run
+	detached []*Stream            // those whose handlers have returned
+	gate     chan struct{}        // closed when streams may be read
+}
+
+func newStreams(s *Server) *streams {
+	return &streams{server: s, paused: true, running: map[*Stream]struct{}{}, gate: make(chan struct{})}
+}
+
+func (k *streams) adopt(d Detached) {
+	if sock, ok := k.server.socketOf(d); ok {
+		k.begin(newStream(k, sock, d))
+	}
+}
+
+// begin serves a stream that came from elsewhere, or from HTTP.
+func (k *streams) begin(st *Stream) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.server.isClosed() {
+		st.abort()
+		return
+	}
+	k.startLocked(st)
+}
+
+// startLocked begins the handler of a stream. k.mu is held.
+func (k *streams) startLocked(st *Stream) {
+	k.running[st] = struct{}{}
+	k.server.handlers.Go(func() { k.run(st) })
+}
+
+// resumeLocked begins the next handler of a stream whose last one, in this
+// process, has returned. k.mu is held.
+func (k *streams) resumeLocked(st *Stream) {
+	if st.tooMuchUnmarked() {
+		k.server.log.Warn("a connection cannot go on", "module", st.owner, "remote", st.RemoteAddr(), "err", errUnmarked)
+		st.abort()
+		return
+	}
+	st.reset()
+	k.startLocked(st)
+}
+
 // run is the life of a stream in this process, from one handler's beginning
 // to its end.
-func (s *Server) run(st *Stream) {
+func (k *streams) run(st *Stream) {
+	s := k.server
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	st.mu.Lock()
@@ -18,13 +73,13 @@ func (s *Server) run(st *Stream) {
 	st.mu.Unlock()
 	flushed := make(chan struct{})
 	st.writes.Lock() // before the handler can
-	go func() {
+	go func() {      // waited for below
 		defer close(flushed)
 		defer st.writes.Unlock()
 		st.flush()
 	}()
 	done := make(chan struct{})
-	go func() {
+	go func() { // ends with done
 		select {
 		case <-moved:
 			cancel(s.opts.Moving)
@@ -41,111 +96,131 @@ func (s *Server) run(st *Stream) {
 	if err != nil && !errors.Is(err, s.opts.Moving) && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
 		s.log.Warn("connection ended", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.streams, st)
-	st.mu.Lock()
-	closed := st.closed
-	st.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.running, st)
 	switch {
-	case closed:
+	case st.isClosed():
 	case s.isClosed():
 		st.abort()
-	case s.holding.Load():
-		s.parted = append(s.parted, st)
+	case k.paused:
+		k.detached = append(k.detached, st)
 	default: // the hold is over, and has failed
-		s.resume(st)
+		k.resumeLocked(st)
 	}
 	s.notify()
 }
 
-// resume begins the next handler of a stream that has parted from one in this
-// process. s.mu is held.
-func (s *Server) resume(st *Stream) {
-	if st.tooMuchUnmarked() {
-		s.log.Warn("a connection cannot go on", "module", st.owner, "remote", st.RemoteAddr(), "err", errUnmarked)
-		st.abort()
-		return
-	}
-	st.settle()
-	s.start(st)
-}
-
-// start begins the handler of a stream. s.mu is held.
-func (s *Server) start(st *Stream) {
-	s.streams[st] = struct{}{}
-	s.running.Go(func() { s.run(st) })
-}
-
-func (s *Server) adoptStream(st *Stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.isClosed() {
-		st.abort()
-		return
-	}
-	s.start(st)
-}
-
-// moveStreams tells every handler of a stream that it shall move.
-func (s *Server) moveStreams() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.gate = make(chan struct{})
-	for st := range s.streams {
+// pause tells every handler that its stream is about to move.
+func (k *streams) pause() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.paused = true
+	k.gate = make(chan struct{})
+	for st := range k.running {
 		st.move()
 	}
 }
 
-// streamsHeld tells whether no handler of a stream runs.
-func (s *Server) streamsHeld() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.streams) == 0
+func (k *streams) state() (idle, endless bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.running) == 0, false
 }
 
-// Expect keeps streams from being read after the next Release, until
-// [Server.Open]: more are to be adopted.
-func (s *Server) Expect() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.expecting = true
+func (k *streams) busy() (routes []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	count := map[string]int{}
+	for st := range k.running {
+		count[st.owner]++
+	}
+	for _, owner := range slices.Sorted(maps.Keys(count)) {
+		routes = append(routes, fmt.Sprintf("%d connection(s) of module %s", count[owner], owner))
+	}
+	return routes
+}
+
+// cancel has nothing to do: the handlers have been told.
+func (k *streams) cancel() {}
+
+func (k *streams) waiting() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.detached)
+}
+
+func (k *streams) resume() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.paused = false
+	for _, st := range k.detached {
+		k.resumeLocked(st)
+	}
+	k.detached = nil
+}
+
+func (k *streams) give() (conns []Detached, closed int) {
+	k.mu.Lock()
+	detached := k.detached
+	k.detached = nil
+	k.mu.Unlock()
+	for _, st := range detached {
+		d, err := st.take()
+		if err != nil {
+			k.server.log.Warn("a connection cannot move", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
+			closed++
+			continue
+		}
+		conns = append(conns, d)
+	}
+	return conns, closed
+}
+
+func (k *streams) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, st := range k.detached {
+		st.abort()
+	}
+	for st := range k.running {
+		st.abort()
+	}
+	k.detached = nil
 }
 
 // openLimit is how long the handlers of some streams may keep those of others
 // from reading.
 const openLimit = time.Second
 
-// Open lets streams be read, as soon as the handlers of all those that were
-// adopted wait for it: whatever a client's message makes a handler tell the
-// others, none is missed.
-func (s *Server) Open() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.expecting = false
-	gate := s.gate
-	begun := make([]chan struct{}, 0, len(s.streams))
-	for st := range s.streams {
+// open lets streams be read, as soon as the handlers of all those that were
+// adopted wait for it.
+func (k *streams) open() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	gate := k.gate
+	begun := make([]chan struct{}, 0, len(k.running))
+	for st := range k.running {
 		begun = append(begun, st.begun)
 	}
 	if len(begun) == 0 {
 		closeOnce(gate)
 		return
 	}
-	s.running.Go(func() {
+	k.server.handlers.Go(func() {
 		limit := time.After(openLimit)
 		for _, b := range begun {
 			select {
 			case <-b:
 				continue
 			case <-limit:
-				s.log.Warn("not every connection that has moved is being read", "after", openLimit)
-			case <-s.closed:
+				k.server.log.Warn("not every connection that has moved is being read", "after", openLimit)
+			case <-k.server.closed:
 			}
 			break
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		closeOnce(gate)
 	})
 }
@@ -158,9 +233,9 @@ func closeOnce(gate chan struct{}) {
 	}
 }
 
-// gateOpen is closed when streams may be read.
-func (s *Server) gateOpen() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.gate
+// opened is closed when streams may be read.
+func (k *streams) opened() <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.gate
 }

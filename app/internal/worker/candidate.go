@@ -171,30 +171,16 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	if !needed {
 		t.states.Close()
 	}
-	g.server.Expect()
-	g.resume(t.set)
-	failpoint.At(failpoint.Candidate, "at", "resumed")
-	pause := commit.HeldMS + milliseconds(time.Since(took))
+	g.install(t.set)
+	var pause float64
 	moved := 0
-	if !t.orphan {
-		limit, cancel := context.WithTimeout(ctx, g.cfg.App.HookTimeout)
-		defer cancel()
-		var err error
-		_, err = t.p.Accepting(limit, func(conns []handoff.Conn) {
-			for _, c := range conns {
-				if c.Owner != serve.ForwardOwner {
-					moved++
-				}
-			}
-			g.adopt(conns)
-		})
-		if err != nil {
-			g.log.Warn("not every connection could be taken over", "err", err)
-			t.outlive(err) // it takes everything back
-			t.orphan = true
+	g.held.Resume(func(adopt func([]serve.Detached)) {
+		failpoint.At(failpoint.Candidate, "at", "resumed")
+		pause = commit.HeldMS + milliseconds(time.Since(took))
+		if !t.orphan {
+			moved = t.takeConns(ctx, adopt)
 		}
-	}
-	g.server.Open()
+	})
 
 	r := &control.Report{
 		Generation: g.number,
@@ -224,6 +210,27 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	settled := make(chan bool, 1)
 	g.settled = settled
 	go func() { settled <- t.prove() }()
+}
+
+// takeConns adopts the connections that the old generation passes on, and
+// returns how many there were.
+func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) (moved int) {
+	limit, cancel := context.WithTimeout(ctx, t.g.cfg.App.HookTimeout)
+	defer cancel()
+	_, err := t.p.Accepting(limit, func(conns []handoff.Conn) {
+		for _, c := range conns {
+			if c.Owner != forwardOwner {
+				moved++
+			}
+		}
+		adopt(incoming(conns))
+	})
+	if err != nil {
+		t.g.log.Warn("not every connection could be taken over", "err", err)
+		t.outlive(err) // it takes everything back
+		t.orphan = true
+	}
+	return moved
 }
 
 // prove is the probation: the old generation stands by while this one serves.
@@ -302,7 +309,8 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 		t.outlive(err)
 		return false
 	}
-	if err := g.holdOrCut(g.cfg.App.HookTimeout); err != nil {
+	held, err := g.lastHold(g.cfg.App.HookTimeout)
+	if err != nil {
 		g.log.Warn("handing back with requests unfinished", "err", err)
 	}
 	if err := g.endRuns(context.Background()); err != nil {
@@ -317,23 +325,22 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	if err != nil {
 		g.log.Error("not every state could be exported", "err", err)
 	}
+	resume := held.Resume
 	var rest []handoff.Conn
 	if states != nil {
 		wait, cancel := context.WithTimeout(context.Background(), t.patience())
 		defer cancel()
-		conns, _ := g.server.Detached()
+		handed, conns, _ := held.HandOver()
 		left, err := t.p.Return(wait, why, states, outgoing(conns))
 		if err == nil {
 			states.Close()
 			return true
 		}
 		t.outlive(err)
-		rest = left
+		resume, rest = handed.Resume, left
 	}
-	g.server.Expect()
 	g.restart(states, nil)
-	g.adopt(rest)
-	g.server.Open()
+	resume(func(adopt func([]serve.Detached)) { adopt(incoming(rest)) })
 	g.report(nil)
 	return false
 }

@@ -13,11 +13,22 @@ import (
 	"example.org/orchestrator/modules"
 )
 
+// forwardOwner is the owner, on its way to another process, of a connection that
+// carries forwarded requests. HTTP has none; all others are modules.
+const forwardOwner = "@forward"
+
+func ownerOf(d serve.Detached) string {
+	if d.Kind == serve.KindForward {
+		return forwardOwner
+	}
+	return d.Owner
+}
+
 // outgoing is conns as a handoff passes them on.
 func outgoing(conns []serve.Detached) []handoff.Conn {
 	out := make([]handoff.Conn, 0, len(conns))
 	for _, c := range conns {
-		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}})
+		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: ownerOf(c), Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}})
 	}
 	return out
 }
@@ -26,13 +37,18 @@ func outgoing(conns []serve.Detached) []handoff.Conn {
 func incoming(conns []handoff.Conn) []serve.Detached {
 	in := make([]serve.Detached, 0, len(conns))
 	for _, c := range conns {
-		in = append(in, serve.Detached{Conn: c.Conn, Owner: c.Owner, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept})
+		d := serve.Detached{Conn: c.Conn, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}
+		switch c.Owner {
+		case "":
+		case forwardOwner:
+			d.Kind = serve.KindForward
+		default:
+			d.Kind, d.Owner = serve.KindStream, c.Owner
+		}
+		in = append(in, d)
 	}
 	return in
 }
-
-// adopt serves connections that came from another generation.
-func (g *generation) adopt(conns []handoff.Conn) { g.server.Adopt(incoming(conns)) }
 
 // split separates the connections that n descriptors in another process leave
 // no room for: those of HTTP, which can be served from here, before those of
@@ -41,7 +57,7 @@ func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
 	if n < 0 || n >= len(conns) {
 		return conns, nil
 	}
-	web := func(c serve.Detached) bool { return c.Owner == "" }
+	web := func(c serve.Detached) bool { return c.Kind == serve.KindHTTP }
 	owned := slices.DeleteFunc(slices.Clone(conns), web)
 	all := append(owned, slices.DeleteFunc(slices.Clone(conns), func(c serve.Detached) bool { return !web(c) })...)
 	return all[:n], all[n:]
@@ -68,7 +84,7 @@ func newForwarding() (*forwarding, error) {
 	return &forwarding{
 		handler: h,
 		near:    near,
-		far:     handoff.Conn{Conn: far, ConnInfo: handoff.ConnInfo{Owner: serve.ForwardOwner}},
+		far:     handoff.Conn{Conn: far, ConnInfo: handoff.ConnInfo{Owner: forwardOwner}},
 	}, nil
 }
 

@@ -73,6 +73,7 @@ type generation struct {
 	bus      *eventbus.Root
 	own      *eventbus.Bus // the framework's client
 	server   *serve.Server
+	held     *serve.Held // before this generation serves for the first time
 	routes   *routes
 	listen   map[string]string // owner -> address; "" is HTTP
 
@@ -211,7 +212,7 @@ func (g *generation) make(progress func(stage, module string)) (*moduleSet, erro
 	if err != nil {
 		return nil, fault(handoff.StageConfig, "", err)
 	}
-	g.server = serve.New(g.routes, serve.Options{
+	g.server, g.held = serve.New(g.routes, serve.Options{
 		Log:       g.log,
 		TLS:       security,
 		Stream:    g.routes.handleConn,
@@ -247,7 +248,8 @@ func (g *generation) startFirst(ctx context.Context) error {
 	for _, in := range set.list {
 		in.since = g.number
 	}
-	g.resume(set)
+	g.install(set)
+	g.held.Release()
 	mode := "disabled"
 	if g.cfg.App.HotReload {
 		mode = "enabled"
@@ -257,9 +259,9 @@ func (g *generation) startFirst(ctx context.Context) error {
 	return nil
 }
 
-// resume serves with set, and does its background work. Modules that are down
-// answer 503 and are tried again.
-func (g *generation) resume(set *moduleSet) {
+// install has requests go to the modules of set, and begins their background
+// work. Modules that are down answer 503 and are tried again.
+func (g *generation) install(set *moduleSet) {
 	g.routes.mount(g.cfg, set)
 	g.mu.Lock()
 	runs := set.run()
@@ -271,7 +273,6 @@ func (g *generation) resume(set *moduleSet) {
 		}
 	}
 	g.mu.Unlock()
-	g.server.Release()
 }
 
 // report tells the supervisor that this generation serves.
@@ -406,7 +407,7 @@ func (g *generation) refuse(order *control.Upgrade, why string) {
 // the drain time, then the modules shut down.
 func (g *generation) stop() int {
 	code := exitOK
-	if err := g.holdOrCut(time.Second); err != nil {
+	if _, err := g.lastHold(time.Second); err != nil {
 		g.log.Warn("stopping with requests unfinished", "err", err)
 	}
 	if err := g.endRuns(context.Background()); err != nil {
@@ -424,18 +425,12 @@ func (g *generation) stop() int {
 	return code
 }
 
-// holdOrCut lets requests finish for the drain time, and then cancels them and
-// gives them a last one.
-func (g *generation) holdOrCut(last time.Duration) error {
+// lastHold lets requests finish for the drain time, and then cancels them and
+// gives them a last one. An error says what runs on all the same.
+func (g *generation) lastHold(last time.Duration) (*serve.Held, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
 	defer cancel()
-	if g.server.Hold(ctx) == nil {
-		return nil
-	}
-	g.server.Cut()
-	ctx, cancel = context.WithTimeout(context.Background(), last)
-	defer cancel()
-	return g.server.Hold(ctx)
+	return g.server.ForceHold(ctx, last)
 }
 
 // endRuns waits for the background work to end, within the hook's deadline.

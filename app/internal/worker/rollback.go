@@ -20,7 +20,7 @@ type restarted struct {
 }
 
 // restart puts fresh values of the modules in the places of those that were
-// shut down, and serves with them. They start from the state in newer, else
+// shut down, for a server that is held. They start from the state in newer, else
 // from that in older, else from what is still in memory. A module that cannot
 // start answers 503 and is tried again until it can. g.starting is held.
 func (g *generation) restart(newer, older *handoff.States) restarted {
@@ -59,7 +59,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 		older.Close()
 		newer.Close()
 	}
-	g.resume(set)
+	g.install(set)
 	for _, in := range set.list {
 		if in.down != nil {
 			g.log.Error("module does not start again, answering 503", "module", in.name, "err", in.down)

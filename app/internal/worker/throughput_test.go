@@ -42,9 +42,9 @@ func BenchmarkThroughput(b *testing.B) {
 
 	r := &routes{}
 	r.table.Store(&table{list: []route{{"counter", "/counter/", small{}, false}, {"hello", "/hello/", small{}, false}, {"kv", "/kv/", small{}, false}}})
-	s := serve.New(r, serve.Options{Log: log})
+	s, held := serve.New(r, serve.Options{Log: log})
 	s.Listen("", ours)
-	s.Release()
+	held.Release()
 	defer s.Close()
 
 	var ratios, plainRates, ourRates []float64

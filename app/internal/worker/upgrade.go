@@ -22,7 +22,9 @@ type attempt struct {
 	expedited <-chan struct{} // closed when the probation and the drain have to end at once
 	candidate *handoff.Candidate
 	began     time.Time
-	held      time.Time
+	heldSince time.Time
+	held      *serve.Held       // nil before the hold has come about
+	handed    *serve.HandedOver // nil before the commit
 	stages    map[client.Stage]float64
 	states    *handoff.States // what the old modules exported
 	down      []string        // modules that did not start again after a rollback
@@ -161,20 +163,11 @@ func (a *attempt) hold(ctx context.Context) error {
 	began := time.Now()
 	a.stage(handoff.StageHold, a.holding())
 	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
-		a.held = time.Now()
-		err := a.holdFor(ctx, pause)
+		waited := time.Since(began)+pause >= g.cfg.App.Drain // when this one is over
+		err := a.holdFor(ctx, pause, waited && (a.order.Force || g.cfg.App.HotReload))
 		if err == nil {
 			break
 		}
-		waited := time.Since(began) >= g.cfg.App.Drain
-		if ctx.Err() == nil && waited && (a.order.Force || g.cfg.App.HotReload) {
-			g.log.Warn("cancelling requests for the reload", "routes", err)
-			g.server.Cut()
-			if err = a.holdFor(ctx, g.cfg.App.HookTimeout); err == nil {
-				break
-			}
-		}
-		g.server.Release()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		} else if !waited {
@@ -188,15 +181,28 @@ func (a *attempt) hold(ctx context.Context) error {
 		a.dismiss()
 		return fault(handoff.StageHold, "", err)
 	}
-	a.lap("hold", a.held)
-	a.heldConns = g.server.Waiting()
+	a.lap(client.StageHold, a.heldSince)
+	a.heldConns = a.held.Waiting()
 	return nil
 }
 
-func (a *attempt) holdFor(ctx context.Context, d time.Duration) error {
+// holdFor tries to hold within d. With force it cancels requests then, and
+// gives them the time of a hook.
+func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return a.g.server.Hold(ctx)
+	a.heldSince = time.Now()
+	if !force {
+		a.held, err = a.g.server.Hold(ctx)
+		return err
+	}
+	held, err := a.g.server.ForceHold(ctx, a.g.cfg.App.HookTimeout)
+	if err != nil {
+		held.Release()
+		return err
+	}
+	a.held = held
+	return nil
 }
 
 // handOver shuts the modules down, passes their states and commits. Whatever
@@ -219,7 +225,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 		err = exportErr
 	}
 	if err != nil {
-		a.rollBack(nil)
+		a.rollBack(nil, nil)
 		a.dismiss()
 		return err
 	}
@@ -235,7 +241,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	}
 	if err != nil {
 		a.await()
-		a.rollBack(nil)
+		a.rollBack(nil, nil)
 		return err
 	}
 	a.lap("restore", began)
@@ -279,7 +285,7 @@ func (a *attempt) commit() error {
 		a.drain()
 		return nil
 	}
-	a.rollBack(nil)
+	a.rollBack(nil, nil)
 	if !a.candidate.Committed() {
 		return err
 	}
@@ -297,16 +303,17 @@ func (a *attempt) commit() error {
 // here, and their requests are forwarded.
 func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	g := a.g
-	conns, closed := g.server.Detached()
+	handed, conns, closed := a.held.HandOver()
+	a.handed = handed
 	move, stay := split(conns, a.candidate.Room())
-	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Owner != "" })
+	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Kind != serve.KindHTTP })
 	if lost := len(stay) - len(web); lost > 0 {
 		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
 		closed += lost
 	}
 	a.cancelled += g.server.Cancelled() + closed
 	a.left = outgoing(conns)
-	a.forwarded = g.server.Fixed() + len(web)
+	a.forwarded = g.server.Pinned() + len(web)
 	var to *forwarding
 	if a.forwarded > 0 {
 		var err error
@@ -316,7 +323,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	}
 	err := a.candidate.Commit(ctx, handoff.Commit{
 		StagesMS:  stageTimes(a.stages),
-		HeldMS:    milliseconds(time.Since(a.held)),
+		HeldMS:    milliseconds(time.Since(a.heldSince)),
 		TotalMS:   milliseconds(time.Since(a.began)),
 		Held:      a.heldConns,
 		Forwarded: a.forwarded,
@@ -332,14 +339,14 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 		out = append(out, to.far)
 	}
 	left, err := a.candidate.Move(ctx, out)
-	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == serve.ForwardOwner }), outgoing(stay)...)
+	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == forwardOwner }), outgoing(stay)...)
 	if err != nil {
 		to.close()
 		return err
 	}
 	a.left = nil
 	for _, c := range stay {
-		if c.Owner != "" {
+		if c.Kind != serve.KindHTTP {
 			c.Close()
 		}
 	}
@@ -347,8 +354,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 		if len(web) > 0 {
 			g.log.Warn("connections stay in the old generation: the new one may not open as many files", "connections", len(web))
 		}
-		g.server.Forward(to.handler)
-		g.server.Stay(web)
+		a.handed.Forward(to.handler, web)
 	}
 	return nil
 }
@@ -356,7 +362,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 // drain waits for the clients whose connections could not move to go.
 func (a *attempt) drain() {
 	g := a.g
-	if g.server.Fixed() == 0 {
+	if g.server.Pinned() == 0 {
 		return
 	}
 	a.stage("drain", g.cfg.App.Drain+g.cfg.App.HookTimeout)
@@ -369,8 +375,8 @@ func (a *attempt) drain() {
 		case <-ctx.Done():
 		}
 	}()
-	cut := g.server.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
-	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: cut}})
+	closed := a.handed.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
+	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: closed}})
 }
 
 // standBy watches the candidate serve.
@@ -383,7 +389,7 @@ func (a *attempt) standBy(probation time.Duration) error {
 		a.stage("return", app.Drain+returning+app.HookTimeout)
 		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
 		defer cancel()
-		a.g.server.Unforward(ctx)
+		a.handed.Recall(ctx)
 	}
 	a.stage(handoff.StageProbation, probation+2*patience)
 	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
@@ -394,14 +400,14 @@ func (a *attempt) standBy(probation time.Duration) error {
 // takeBack serves again with what a candidate that was not well has returned.
 func (a *attempt) takeBack(back *handoff.Returned) error {
 	g := a.g
-	a.restart(back.States)
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
-	defer cancel()
-	if _, err := a.candidate.TakeBack(ctx, g.adopt); err != nil {
-		g.log.Warn("not every connection came back", "err", err)
-		a.kill() // it may think that it shall serve
-	}
-	g.server.Open()
+	a.rollBack(back.States, func(adopt func([]serve.Detached)) {
+		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		defer cancel()
+		if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { adopt(incoming(conns)) }); err != nil {
+			g.log.Warn("not every connection came back", "err", err)
+			a.kill() // it may go on serving otherwise
+		}
+	})
 	a.await()
 	return &afterCommit{back.UpgradeError}
 }
@@ -427,10 +433,24 @@ func (a *attempt) await() {
 
 // rollBack starts fresh values of the modules and answers what was held. They
 // start from what the candidate has returned, if it has, else from what this
-// generation has exported.
-func (a *attempt) rollBack(returned *handoff.States) {
-	a.restart(returned)
-	a.g.server.Open()
+// generation has exported. more, if not nil, adopts connections that come back.
+func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
+	a.stage("rollback", 2*a.hooks())
+	if a.handed != nil {
+		a.handed.Stop()
+	}
+	r := a.g.restart(returned, a.states)
+	a.down, a.lost, a.reverted = r.down, r.lost, r.older
+	resume := a.held.Resume
+	if a.handed != nil {
+		resume = a.handed.Resume
+	}
+	resume(func(adopt func([]serve.Detached)) {
+		adopt(incoming(a.left))
+		if more != nil {
+			more(adopt)
+		}
+	})
 }
 
 // dismiss ends a candidate that has prepared, and has done nothing else: its
@@ -439,16 +459,6 @@ func (a *attempt) dismiss() {
 	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
 	defer cancel()
 	a.candidate.Dismiss(ctx)
-}
-
-// restart is all of rollBack but that connections of modules may be read.
-func (a *attempt) restart(returned *handoff.States) {
-	a.stage("rollback", 2*a.hooks())
-	a.g.server.Park()
-	a.g.server.Expect()
-	r := a.g.restart(returned, a.states)
-	a.g.adopt(a.left)
-	a.down, a.lost, a.reverted = r.down, r.lost, r.older
 }
 
 // fail reports why the upgrade did not happen. The supervisor then publishes
@@ -479,8 +489,8 @@ func (a *attempt) fail(err error) {
 	if a.order.Repair {
 		a.g.repaired.Store(false) // it may be asked for again
 	}
-	if !a.held.IsZero() {
-		r.StagesMS[client.StagePause] = milliseconds(time.Since(a.held))
+	if !a.heldSince.IsZero() {
+		r.StagesMS[client.StagePause] = milliseconds(time.Since(a.heldSince))
 	}
 	a.g.report(nil)
 	a.g.send(control.Message{Type: control.TypeReport, Report: r})

@@ -45,7 +45,8 @@ func newSecure(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
 	}
 	opts := options
 	opts.TLS = selfSigned(t)
-	s := serve.New(h, opts)
+	s, held := serve.New(h, opts)
+	held.Release()
 	s.Listen("", ln)
 	t.Cleanup(s.Close)
 	return s, "https://" + ln.Addr().String()
@@ -75,7 +76,6 @@ func TestHeldRequestsWaitInTheKernel(t *testing.T) {
 	const requests = 3000
 	var handled, sent atomic.Int64
 	s, address := newSecure(t, func(http.ResponseWriter, *http.Request) { handled.Add(1) })
-	s.Release()
 	clients := make([]*http.Client, 30) // of 100 streams at once
 	for i := range clients {
 		clients[i] = newClient(t)
@@ -83,9 +83,7 @@ func TestHeldRequestsWaitInTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := hold(t, s, 10*time.Second); err != nil {
-		t.Fatal(err)
-	}
+	h := held(t, s)
 	var all sync.WaitGroup
 	for i := range requests {
 		all.Go(func() {
@@ -108,10 +106,10 @@ func TestHeldRequestsWaitInTheKernel(t *testing.T) {
 			t.Fatalf("%d requests were sent", sent.Load())
 		}
 	}
-	if parked, n := s.Parked(), handled.Load()-int64(len(clients)); parked != 0 || n != 0 {
-		t.Errorf("during the hold %d requests are parked and %d were handled, want none", parked, n)
+	if queued, n := s.Queued(), handled.Load()-int64(len(clients)); queued != 0 || n != 0 {
+		t.Errorf("during the hold %d requests are queued and %d were handled, want none", queued, n)
 	}
-	s.Release()
+	h.Release()
 	all.Wait()
 	if n := handled.Load(); n != requests+int64(len(clients)) {
 		t.Errorf("%d requests were handled, want %d", n, requests+len(clients))
@@ -123,8 +121,6 @@ func TestHeldRequestsWaitInTheKernel(t *testing.T) {
 func TestForwardedAndBack(t *testing.T) {
 	old, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "old ", r.TLS != nil) })
 	next, _ := newServer(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "next ", r.TLS != nil, r.ProtoMajor) })
-	old.Release()
-	next.Release()
 	c := newClient(t)
 	expect := func(want string) {
 		t.Helper()
@@ -134,40 +130,40 @@ func TestForwardedAndBack(t *testing.T) {
 	}
 	expect("200 old true")
 	for range 3 {
-		if err := hold(t, old, 10*time.Second); err != nil {
-			t.Fatal(err)
-		}
+		handed, _, _ := held(t, old).HandOver()
 		near, far, err := serve.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
-		next.Adopt([]serve.Detached{{Conn: far, Owner: serve.ForwardOwner}})
+		next.Adopt([]serve.Detached{{Conn: far, Kind: serve.KindForward}})
 		answered := make(chan struct{})
-		go func() { defer close(answered); expect("200 next true 2") }() // parked until then
+		go func() { defer close(answered); expect("200 next true 2") }() // queued until then
 		h, err := serve.NewForwarder(near)
 		if err != nil {
 			t.Fatal(err)
 		}
-		old.Forward(h)
+		handed.Forward(h, nil)
 		<-answered
-		old.Park()
+		handed.Stop()
 		near.Close()
-		old.Release()
+		handed.Resume(nil)
 		expect("200 old true")
 	}
-	if old.Fixed() != 1 {
-		t.Errorf("there are %d connections, want the first one", old.Fixed())
+	if old.Pinned() != 1 {
+		t.Errorf("there are %d connections, want the first one", old.Pinned())
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if cut := old.Drain(ctx, 0); cut != 0 {
-		t.Errorf("%d connections were cut, want none: the client follows GOAWAY", cut)
+	handed, _, _ := held(t, old).HandOver()
+	handed.Forward(http.NotFoundHandler(), nil)
+	if closed := handed.Drain(ctx, 0); closed != 0 {
+		t.Errorf("%d connections were closed, want none: the client follows GOAWAY", closed)
 	}
 }
 
-// TestEndlessAnswersOnFixedConnections: an event stream is cancelled by a hold
+// TestEndlessAnswersOnPinnedConnections: an event stream is cancelled by a hold
 // whatever its request has said, a request that would also take one is not.
-func TestEndlessAnswersOnFixedConnections(t *testing.T) {
+func TestEndlessAnswersOnPinnedConnections(t *testing.T) {
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	s, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/events" {
@@ -184,7 +180,6 @@ func TestEndlessAnswersOnFixedConnections(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
-	s.Release()
 	c := newClient(t)
 	resp, err := c.Get(address + "/events")
 	if err != nil {
@@ -205,17 +200,14 @@ func TestEndlessAnswersOnFixedConnections(t *testing.T) {
 		answer <- string(text)
 	}()
 	<-begun
-	if err := hold(t, s, 100*time.Millisecond); err == nil {
+	if _, err := hold(t, s, 100*time.Millisecond); err == nil {
 		t.Error("the hold does not wait for a request that ends")
 	}
-	s.Release()
 	close(goOn)
 	if got := <-answer; got != "finished" {
 		t.Errorf("the request was answered %q", got)
 	}
-	if err := hold(t, s, 10*time.Second); err != nil {
-		t.Error(err)
-	}
+	held(t, s)
 	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "reloading" || s.Cancelled() != 1 {
 		t.Errorf("the event stream ended with %q, %v", text, err)
 	}

@@ -25,17 +25,25 @@ var (
 	options = serve.Options{Log: quiet, Moving: errors.New("moving"), Reloading: errors.New("reloading")}
 )
 
-// newServer serves h, held, on a free port.
+// newServer serves h on a free port.
 func newServer(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
+	t.Helper()
+	s, held, address := newHeld(t, h)
+	held.Release()
+	return s, address
+}
+
+// newHeld is a server that has not served yet.
+func newHeld(t *testing.T, h http.HandlerFunc) (*serve.Server, *serve.Held, string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := serve.New(h, options)
+	s, held := serve.New(h, options)
 	s.Listen("", ln)
 	t.Cleanup(s.Close)
-	return s, ln.Addr().String()
+	return s, held, ln.Addr().String()
 }
 
 // client is a connection that sends raw requests and never retries.
@@ -86,10 +94,20 @@ const request = "GET /path HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func echo(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.URL.Path) }
 
-func hold(t *testing.T, s *serve.Server, limit time.Duration) error {
+func hold(t *testing.T, s *serve.Server, limit time.Duration) (*serve.Held, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	return s.Hold(ctx)
+}
+
+// held is a hold that comes about.
+func held(t *testing.T, s *serve.Server) *serve.Held {
+	t.Helper()
+	h, err := hold(t, s, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 // TestHoldDetachesAndReleaseGoesOn holds many times on the same connections:
@@ -98,18 +116,15 @@ func hold(t *testing.T, s *serve.Server, limit time.Duration) error {
 // this would fail.
 func TestHoldDetachesAndReleaseGoesOn(t *testing.T) {
 	s, address := newServer(t, echo)
-	s.Release()
 	fresh, used := dial(t, address), dial(t, address)
 	used.send(request)
 	if got := used.answer(); got != "200 /path" {
 		t.Fatalf("answer = %q", got)
 	}
 	for i := range 20 {
-		if err := hold(t, s, 10*time.Second); err != nil {
-			t.Fatalf("hold %d: %v", i, err)
-		}
+		h := held(t, s)
 		used.send(request) // waits in the socket
-		s.Release()
+		h.Release()
 		if got := used.answer(); got != "200 /path" {
 			t.Fatalf("answer after hold %d = %q", i, got)
 		}
@@ -124,17 +139,13 @@ func TestHoldDetachesAndReleaseGoesOn(t *testing.T) {
 // another one, as a handoff does.
 func TestDetachedConnectionsMove(t *testing.T) {
 	old, address := newServer(t, echo)
-	old.Release()
 	c := dial(t, address)
 	c.send(request)
 	c.answer()
-	if err := hold(t, old, 10*time.Second); err != nil {
-		t.Fatal(err)
-	}
+	h := held(t, old)
 	next, _ := newServer(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "next") })
-	next.Release()
 	c.send(request)
-	moved, _ := old.Detached()
+	_, moved, _ := h.HandOver()
 	if len(moved) != 1 {
 		t.Fatalf("%d connections were detached, want 1", len(moved))
 	}
@@ -151,56 +162,153 @@ func TestHoldWaitsForRequestsInFlight(t *testing.T) {
 		<-finish
 		echo(w, r)
 	})
-	s.Release()
 	c := dial(t, address)
 	c.send(request)
 	<-begun
-	err := hold(t, s, 50*time.Millisecond)
+	_, err := hold(t, s, 50*time.Millisecond)
 	var busy *serve.BusyError
 	if !errors.As(err, &busy) || len(busy.Routes) != 1 || busy.Routes[0] != "GET /path" {
 		t.Fatalf("Hold = %v, want a BusyError that names GET /path", err)
 	}
 	close(finish)
-	if err := hold(t, s, 10*time.Second); err != nil {
-		t.Errorf("Hold after the request = %v", err)
-	}
+	held(t, s)
 	if got := c.answer(); got != "200 /path" {
 		t.Errorf("answer = %q", got)
 	}
 }
 
-func TestCutCancelsWithACause(t *testing.T) {
+func TestForceHoldCancelsWithACause(t *testing.T) {
 	begun, cause := make(chan struct{}), make(chan error, 1)
 	s, address := newServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		close(begun)
 		<-r.Context().Done()
 		cause <- context.Cause(r.Context())
 	})
-	s.Release()
 	c := dial(t, address)
 	c.send(request)
 	<-begun
-	s.Cut()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := s.ForceHold(ctx, 10*time.Second); err != nil {
+		t.Errorf("ForceHold = %v", err)
+	}
 	if err := <-cause; !errors.Is(err, options.Reloading) {
 		t.Errorf("cause = %v, want ErrReloading", err)
-	}
-	if err := hold(t, s, 10*time.Second); err != nil {
-		t.Errorf("Hold after Cut = %v", err)
 	}
 }
 
 func TestNothingIsAcceptedDuringAHold(t *testing.T) {
-	s, address := newServer(t, echo) // held from the start
-	c := dial(t, address)            // the kernel queues it
+	s, address := newServer(t, echo)
+	h := held(t, s)
+	c := dial(t, address) // the kernel queues it
 	c.send(request)
-	if err := hold(t, s, 10*time.Second); err != nil {
-		t.Fatal(err)
-	}
-	if conns, _ := s.Detached(); len(conns) != 0 {
+	handed, conns, _ := h.HandOver()
+	if len(conns) != 0 {
 		t.Errorf("%d connections were accepted during the hold", len(conns))
 	}
-	s.Release()
+	handed.Resume(nil)
 	if got := c.answer(); got != "200 /path" {
 		t.Errorf("answer = %q", got)
+	}
+}
+
+// TestNothingIsAcceptedBeforeTheFirstRelease: a new server is held.
+func TestNothingIsAcceptedBeforeTheFirstRelease(t *testing.T) {
+	_, h, address := newHeld(t, echo)
+	c := dial(t, address)
+	c.send(request)
+	handed, conns, _ := h.HandOver()
+	if len(conns) != 0 {
+		t.Errorf("%d connections were accepted before the first release", len(conns))
+	}
+	handed.Resume(nil)
+	if got := c.answer(); got != "200 /path" {
+		t.Errorf("answer = %q", got)
+	}
+}
+
+// TestAHoldThatFailsLosesNobody, whatever moment it gives up in: connections
+// may be half detached then.
+func TestAHoldThatFailsLosesNobody(t *testing.T) {
+	const idle = 20
+	begun, finish := make(chan struct{}), make(chan struct{})
+	s, address := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			close(begun)
+			<-finish
+		}
+		echo(w, r)
+	})
+	busy := dial(t, address)
+	busy.send("GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+	<-begun
+	var clients []*client
+	for range idle {
+		clients = append(clients, dial(t, address))
+	}
+	for i := range 200 {
+		for _, c := range clients {
+			c.send(request)
+			if got := c.answer(); got != "200 /path" {
+				t.Fatalf("answer after hold %d = %q", i, got)
+			}
+		}
+		if _, err := hold(t, s, time.Duration(i%20)*50*time.Microsecond); err == nil {
+			t.Fatal("the hold came about beside a request")
+		}
+	}
+	close(finish)
+	held(t, s).Release()
+	if got := busy.answer(); got != "200 /long" {
+		t.Errorf("answer = %q", got)
+	}
+}
+
+// TestForceHoldLeavesBehindWhatIgnoresIt, and says so.
+func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
+	begun, finish := make(chan struct{}), make(chan struct{})
+	s, address := newServer(t, func(http.ResponseWriter, *http.Request) {
+		close(begun)
+		<-finish
+	})
+	defer close(finish)
+	dial(t, address).send(request)
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	h, err := s.ForceHold(ctx, time.Millisecond)
+	var busy *serve.BusyError
+	if h == nil || !errors.As(err, &busy) || len(busy.Routes) != 1 || s.Cancelled() != 1 {
+		t.Errorf("ForceHold = %v, %v; want a hold, and what runs on", h, err)
+	}
+}
+
+// TestAHoldEndsOnce: whatever is called in the wrong order panics at once.
+func TestAHoldEndsOnce(t *testing.T) {
+	nothing := func(adopt func([]serve.Detached)) {}
+	for name, wrong := range map[string]func(s *serve.Server, h *serve.Held){
+		"released twice":          func(_ *serve.Server, h *serve.Held) { h.Release(); h.Release() },
+		"resumed after a release": func(_ *serve.Server, h *serve.Held) { h.Release(); h.Resume(nothing) },
+		"given after a release":   func(_ *serve.Server, h *serve.Held) { h.Release(); h.HandOver() },
+		"released after it was given": func(_ *serve.Server, h *serve.Held) {
+			h.HandOver()
+			h.Release()
+		},
+		"taken back twice": func(_ *serve.Server, h *serve.Held) {
+			handed, _, _ := h.HandOver()
+			handed.Resume(nothing)
+			handed.Resume(nothing)
+		},
+		"held twice": func(s *serve.Server, _ *serve.Held) { s.Hold(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, h, _ := newHeld(t, echo)
+			defer func() {
+				if recover() == nil {
+					t.Error("nothing panics")
+				}
+			}()
+			wrong(s, h)
+		})
 	}
 }

@@ -1,0 +1,269 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// http1 is the connections of HTTP/1.1 that can move: see conn.go for how one
+// is detached.
+type http1 struct {
+	server  *Server
+	http    *http.Server
+	queue   chan net.Conn // accepted connections on their way to the HTTP server
+	holding atomic.Bool   // as paused, for those that need not be exact
+
+	mu       sync.Mutex // guards the fields below
+	paused   bool
+	conns    map[*conn]struct{} // those that are not detached
+	detached []Detached
+}
+
+func newHTTP1(s *Server, h http.Handler) *http1 {
+	k := &http1{server: s, queue: make(chan net.Conn), paused: true, conns: map[*conn]struct{}{}}
+	k.holding.Store(true)
+	k.http = &http.Server{
+		Handler:                      k.track(h),
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ConnState:                    connState,
+		ConnContext:                  connContext,
+		DisableGeneralOptionsHandler: true, // see track
+	}
+	s.tasks.Go(func() { k.http.Serve(newQueueListener(k.queue, s.closed)) })
+	return k
+}
+
+func connState(nc net.Conn, state http.ConnState) {
+	switch c, ok := nc.(*conn); {
+	case ok && state == http.StateIdle:
+		c.idle()
+	case ok && state == http.StateHijacked:
+		c.hijack()
+	}
+}
+
+type connKey struct{}
+
+// connContext lets a conn cancel its requests, and a handler find its conn.
+func connContext(ctx context.Context, nc net.Conn) context.Context {
+	c, ok := nc.(*conn)
+	if !ok {
+		return ctx
+	}
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// Own records the owner of r's connection, in case a handler hijacks it.
+func Own(r *http.Request, owner string) {
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+		c.own(owner)
+	}
+}
+
+// queueListener hands accepted connections to an HTTP server.
+type queueListener struct {
+	queue  <-chan net.Conn
+	server <-chan struct{} // closed when the server is
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newQueueListener(queue <-chan net.Conn, server <-chan struct{}) *queueListener {
+	return &queueListener{queue: queue, server: server, closed: make(chan struct{})}
+}
+
+func (q *queueListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.queue:
+		return c, nil
+	case <-q.server:
+	case <-q.closed:
+	}
+	return nil, net.ErrClosed
+}
+
+func (q *queueListener) Close() error {
+	q.once.Do(func() { close(q.closed) })
+	return nil
+}
+
+func (q *queueListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// track notes which requests are in flight.
+func (k *http1) track(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := r.Context().Value(connKey{}).(*conn)
+		if !c.begin(r) {
+			panic(http.ErrAbortHandler) // closes the conn, which says nothing to a detached one
+		}
+		returned := false
+		defer func() { k.end(c, returned) }()
+		if c.wasCancelled() { // the context of all that comes on this conn
+			ctx, cancel := c.renew(r.Context())
+			defer cancel(nil)
+			r = r.WithContext(ctx)
+		}
+		if r.RequestURI == "*" && r.Method == http.MethodOptions {
+			w.Header().Set("Content-Length", "0")
+		} else {
+			h.ServeHTTP(w, r)
+		}
+		returned = true
+	})
+}
+
+// end is called when the handler of a request has returned or panicked.
+func (k *http1) end(c *conn, returned bool) {
+	hijacked, st := c.end()
+	if !hijacked {
+		return
+	}
+	switch {
+	case st == nil:
+	case returned:
+		k.server.streams.begin(st) // before it is forgotten here, or a hold could miss it
+	default:
+		st.abort()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, c)
+	k.server.notify()
+}
+
+func (k *http1) adopt(d Detached) {
+	sock, ok := k.server.socketOf(d)
+	if !ok {
+		return
+	}
+	c := &conn{socket: sock, kind: k, pending: d.Unread}
+	k.mu.Lock()
+	k.conns[c] = struct{}{}
+	k.mu.Unlock()
+	select {
+	case k.queue <- c:
+	case <-k.server.closed:
+		c.Close()
+	}
+}
+
+// forget drops c from the books and keeps its socket if it was detached. It
+// reports whether it did anything.
+func (k *http1) forget(c *conn, detached bool) bool {
+	k.mu.Lock()
+	_, ok := k.conns[c]
+	delete(k.conns, c)
+	var late *Detached
+	if ok && detached {
+		d := Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()}
+		if k.paused {
+			k.detached = append(k.detached, d)
+		} else {
+			late = &d
+		}
+	}
+	k.mu.Unlock()
+	if ok {
+		k.server.notify()
+	}
+	if late != nil { // the hold was over before the HTTP server had let go of it
+		k.server.handlers.Go(func() { k.adopt(*late) })
+	}
+	return ok
+}
+
+func (k *http1) connections() []*conn {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.conns))
+}
+
+func (k *http1) pause() {
+	k.mu.Lock()
+	k.paused = true
+	k.holding.Store(true)
+	k.mu.Unlock()
+	for _, c := range k.connections() { // those that come later see for themselves
+		c.interrupt()
+	}
+}
+
+func (k *http1) state() (idle, endless bool) {
+	conns := k.connections()
+	for _, c := range conns {
+		if _, endless := c.busy(); !endless {
+			return false, false
+		}
+	}
+	return len(conns) == 0, true
+}
+
+func (k *http1) busy() (routes []string) {
+	others := 0
+	for _, c := range k.connections() {
+		if route, _ := c.busy(); route != "" {
+			routes = append(routes, route)
+		} else {
+			others++
+		}
+	}
+	slices.Sort(routes)
+	if others > 0 {
+		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
+	}
+	return routes
+}
+
+func (k *http1) cancel() {
+	for _, c := range k.connections() {
+		if !c.cancelRequest() {
+			c.stopReading()
+		}
+	}
+}
+
+func (k *http1) waiting() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.detached)
+}
+
+func (k *http1) resume() {
+	k.mu.Lock()
+	k.paused = false
+	k.holding.Store(false)
+	detached := k.detached
+	k.detached = nil
+	k.mu.Unlock()
+	for _, d := range detached {
+		k.adopt(d)
+	}
+}
+
+func (k *http1) give() (conns []Detached, closed int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	conns, k.detached = k.detached, nil
+	return conns, 0
+}
+
+func (k *http1) close() {
+	k.mu.Lock()
+	for _, d := range k.detached {
+		d.Close()
+	}
+	k.detached = nil
+	k.mu.Unlock()
+	if err := k.http.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		k.server.log.Debug("closing the HTTP server", "err", err)
+	}
+}

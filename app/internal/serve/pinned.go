@@ -1,0 +1,432 @@
+package serve
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxQueued bounds the requests that wait in this process during a
+	// hold. Beyond it nothing more is read at all: the kernel queues.
+	maxQueued = 1024
+
+	handshakeTimeout = 10 * time.Second
+)
+
+// pinned is the connections that cannot move: those of TLS, with HTTP/1.1 or
+// HTTP/2 in them, and those for which another process has no room. During a
+// hold nothing more is read from those with no request in flight, and new
+// requests on the others are queued. Afterwards they are served here again,
+// or forwarded to whoever has taken over, until the clients are gone.
+type pinned struct {
+	server    *Server
+	local     http.Handler
+	tls       *tls.Config // nil without TLS
+	h1        *http.Server
+	h2        *http.Server
+	forwarded *http.Server // serves what another process forwards
+	queues    map[*http.Server]chan net.Conn
+	holding   atomic.Bool // released is not nil
+	full      atomic.Bool // no more requests may be queued
+
+	mu       sync.Mutex // guards the fields below
+	conns    map[*pinnedConn]struct{}
+	requests map[*pinnedRequest]struct{}
+	queued   int
+	released chan struct{} // not nil during a hold; closed at its end
+	forward  http.Handler  // nil: requests are served here
+	gone     chan struct{} // has room for one; receives when a connection has gone
+}
+
+type pinnedRequest struct {
+	route   string
+	endless bool
+	cancel  context.CancelCauseFunc
+	conn    *pinnedConn // nil if it was forwarded here
+	kind    *pinned
+
+	cancelled bool
+}
+
+func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
+	k := &pinned{
+		server:   s,
+		local:    h,
+		conns:    map[*pinnedConn]struct{}{},
+		requests: map[*pinnedRequest]struct{}{},
+		released: make(chan struct{}), // a server begins with a hold
+		gone:     make(chan struct{}, 1),
+		queues:   map[*http.Server]chan net.Conn{},
+	}
+	log := slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
+	k.holding.Store(true)
+	k.h1 = &http.Server{Handler: k, ConnContext: k.connContext, ErrorLog: log, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
+	k.h2 = &http.Server{Handler: k, ConnContext: k.connContext, ErrorLog: log, TLSConfig: &tls.Config{NextProtos: []string{"h2"}}}
+	k.forwarded = newForwarded(k, log)
+	if config != nil {
+		k.tls = config.Clone()
+		k.tls.NextProtos = []string{"h2", "http/1.1"}
+	}
+	for _, srv := range []*http.Server{k.h1, k.h2, k.forwarded} {
+		queue := make(chan net.Conn)
+		k.queues[srv] = queue
+		s.tasks.Go(func() { srv.Serve(newQueueListener(queue, s.closed)) })
+	}
+	return k
+}
+
+// pinnedConn is the socket below a pinned connection.
+type pinnedConn struct {
+	net.Conn
+	kind   *pinned
+	unread []byte
+	closed chan struct{}
+	once   sync.Once
+	active atomic.Int64 // requests in flight
+
+	upgraded atomic.Bool // hijacked: its handler waits for it, not for a context
+}
+
+func (k *pinned) add(nc net.Conn, unread []byte) *pinnedConn {
+	c := &pinnedConn{Conn: nc, kind: k, unread: unread, closed: make(chan struct{})}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.conns[c] = struct{}{}
+	return c
+}
+
+// pass gives a connection to one of the servers.
+func (k *pinned) pass(srv *http.Server, c net.Conn) {
+	select {
+	case k.queues[srv] <- c:
+	case <-k.server.closed:
+		c.Close()
+	}
+}
+
+// secure serves a connection that begins with a TLS handshake.
+func (k *pinned) secure(nc net.Conn) {
+	t := tls.Server(k.add(nc, nil), k.tls)
+	k.server.handlers.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+		defer cancel()
+		if err := t.HandshakeContext(ctx); err != nil {
+			k.server.log.Debug("TLS handshake failed", "remote", nc.RemoteAddr(), "err", err)
+			t.Close()
+			return
+		}
+		srv := k.h1
+		if t.ConnectionState().NegotiatedProtocol == "h2" {
+			srv = k.h2
+		}
+		k.pass(srv, t)
+	})
+}
+
+// stay serves a connection of plain HTTP/1.1 that does not move.
+func (k *pinned) stay(d Detached) { k.pass(k.h1, k.add(d.Conn, d.Unread)) }
+
+// Read implements net.Conn. During a hold it waits if no request is in flight
+// here or too many are queued, also with what it has read meanwhile.
+func (c *pinnedConn) Read(p []byte) (int, error) {
+	if err := c.await(); err != nil {
+		return 0, err
+	}
+	if len(c.unread) > 0 {
+		n := copy(p, c.unread)
+		c.unread = c.unread[n:]
+		return n, nil
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.await() // or else it is closed, which shows in a moment
+	}
+	return n, err
+}
+
+func (c *pinnedConn) await() error {
+	for c.kind.holding.Load() && (c.active.Load() == 0 || c.kind.full.Load()) {
+		c.kind.mu.Lock()
+		released := c.kind.released
+		c.kind.mu.Unlock()
+		if released == nil {
+			return nil
+		}
+		select {
+		case <-released:
+		case <-c.closed:
+			return net.ErrClosed
+		}
+	}
+	return nil
+}
+
+// connContext lets a request find its connection.
+func (k *pinned) connContext(ctx context.Context, nc net.Conn) context.Context {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, nc)
+}
+
+func (c *pinnedConn) Close() error {
+	c.once.Do(func() {
+		close(c.closed)
+		k := c.kind
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.conns, c)
+		select {
+		case k.gone <- struct{}{}:
+		default:
+		}
+	})
+	return c.Conn.Close()
+}
+
+var errClientGone = errors.New("serve: the client went away while its request waited")
+
+// ServeHTTP handles a request on a pinned connection, or one that was forwarded.
+func (k *pinned) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	req := &pinnedRequest{kind: k, route: r.Method + " " + r.URL.Path, cancel: cancel}
+	req.conn, _ = r.Context().Value(connKey{}).(*pinnedConn)
+	h, err := k.enter(ctx, req)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	defer k.leave(req)
+	h.ServeHTTP(&pinnedWriter{ResponseWriter: w, req: req}, r.WithContext(ctx))
+}
+
+// pinnedWriter notices answers that never end.
+type pinnedWriter struct {
+	http.ResponseWriter
+	req  *pinnedRequest
+	said bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *pinnedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *pinnedWriter) look() {
+	if !w.said {
+		w.said = true
+		if strings.HasPrefix(w.Header().Get("Content-Type"), string(eventStream)) {
+			w.req.neverEnds()
+		}
+	}
+}
+
+func (w *pinnedWriter) WriteHeader(status int) {
+	if status >= http.StatusOK {
+		w.look()
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *pinnedWriter) Write(p []byte) (int, error) {
+	w.look()
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *pinnedWriter) Flush() {
+	w.look()
+	http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// Hijack takes a connection of HTTP/1.1 from the server. It cannot move.
+func (w *pinnedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.req.neverEnds()
+		if w.req.conn != nil {
+			w.req.conn.upgraded.Store(true)
+		}
+	}
+	return c, rw, err
+}
+
+// neverEnds marks a request that a hold need not wait for.
+func (r *pinnedRequest) neverEnds() {
+	r.kind.mu.Lock()
+	defer r.kind.mu.Unlock()
+	r.endless = true
+	r.kind.server.notify()
+}
+
+// enter waits for the end of a hold and returns who handles the request.
+func (k *pinned) enter(ctx context.Context, req *pinnedRequest) (http.Handler, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for k.released != nil {
+		released := k.released
+		k.queued++
+		k.full.Store(k.queued >= maxQueued)
+		k.mu.Unlock()
+		var err error
+		select {
+		case <-released:
+		case <-ctx.Done():
+			err = errClientGone
+		}
+		k.mu.Lock()
+		k.queued--
+		k.full.Store(k.queued >= maxQueued)
+		if err != nil {
+			return nil, err
+		}
+	}
+	k.requests[req] = struct{}{}
+	if req.conn != nil {
+		req.conn.active.Add(1)
+	}
+	if k.forward != nil {
+		return k.forward, nil
+	}
+	return k.local, nil
+}
+
+func (k *pinned) leave(req *pinnedRequest) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.requests, req)
+	if req.conn != nil {
+		req.conn.active.Add(-1)
+	}
+	k.server.notify()
+}
+
+// pause begins a hold: new requests wait, and are served here afterwards unless
+// forwardTo says otherwise.
+func (k *pinned) pause() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.forward = nil
+	if k.released == nil {
+		k.released = make(chan struct{})
+		k.holding.Store(true)
+	}
+}
+
+// resume ends a hold: requests are served here.
+func (k *pinned) resume() { k.forwardTo(nil) }
+
+// forwardTo ends a hold; requests are forwarded, if to is not nil.
+func (k *pinned) forwardTo(to http.Handler) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.forward = to
+	if k.released != nil {
+		close(k.released)
+		k.released = nil
+		k.holding.Store(false)
+	}
+}
+
+func (k *pinned) state() (idle, endless bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for req := range k.requests {
+		if !req.endless {
+			return false, false
+		}
+	}
+	return len(k.requests) == 0, true
+}
+
+func (k *pinned) busy() (routes []string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for req := range k.requests {
+		routes = append(routes, req.route)
+	}
+	slices.Sort(routes)
+	return routes
+}
+
+func (k *pinned) cancel() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for req := range k.requests {
+		if !req.cancelled {
+			req.cancelled = true
+			req.cancel(k.server.opts.Reloading)
+			if req.endless && req.conn != nil && req.conn.upgraded.Load() {
+				req.conn.SetReadDeadline(time.Unix(1, 0))
+			}
+			k.server.cancelled.Add(1)
+		}
+	}
+}
+
+// adopt serves the requests that another process forwards.
+func (k *pinned) adopt(d Detached) { k.pass(k.forwarded, d.Conn) }
+
+// waiting counts nothing: these connections do not go anywhere.
+func (k *pinned) waiting() int { return 0 }
+
+func (k *pinned) give() (conns []Detached, closed int) { return nil, 0 }
+
+func (k *pinned) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns)
+}
+
+func (k *pinned) close() {
+	for srv := range k.queues {
+		srv.Close()
+	}
+	k.mu.Lock()
+	conns := make([]*pinnedConn, 0, len(k.conns))
+	for c := range k.conns { // also those in a handshake
+		conns = append(conns, c)
+	}
+	k.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// drainGrace is how long requests that are being answered at the end of a
+// drain have left.
+const drainGrace = time.Second
+
+// drain is [HandedOver.Drain].
+func (k *pinned) drain(ctx context.Context, notice time.Duration) (closed int) {
+	last, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	told := time.After(notice)
+	for closed = k.count(); closed > 0; closed = k.count() {
+		select {
+		case <-k.gone:
+			continue
+		case <-told:
+			k.server.handlers.Go(func() { k.h2.Shutdown(last) })
+			continue
+		case <-k.server.closed:
+			return closed
+		case <-ctx.Done():
+		}
+		time.AfterFunc(drainGrace, cancel)
+		var ends sync.WaitGroup
+		for _, srv := range []*http.Server{k.h1, k.h2} {
+			ends.Go(func() { srv.Shutdown(last) })
+		}
+		ends.Wait()
+		return closed
+	}
+	return 0
+}

@@ -1,0 +1,297 @@
+// Package serve owns the sockets of a generation: its listeners, its
+// connections and the HTTP server behind them.
+//
+// A [Server] can hold: [Server.Hold] stops accepting (the kernel queues), lets
+// requests in flight finish, and detaches each connection in the moment it
+// waits for a new request with nothing of it handled. After a hold no request
+// is anywhere but in the kernel, so modules can be replaced. The hold is a
+// value, [Held], which ends in one of three ways: everything goes on here as
+// before, here with other modules, or elsewhere.
+//
+// There are several kinds of connections, each a file: HTTP/1.1 (http1.go),
+// streams, whose bytes belong to an owner (streams.go), and those that cannot
+// move (pinned.go). Each is a [kind].
+//
+// The package knows nothing of generations or modules: it has one handler.
+//
+// Locks, in the order in which they may be taken: Stream.reads, Stream.writes,
+// the mutex of a kind, Stream.mu or conn.mu, Server.mu. None is held while a
+// handler runs, except that a handler's own calls take those of its connection.
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Kind is how a connection is served.
+type Kind int
+
+// All kinds that a connection can be adopted as.
+const (
+	KindHTTP    Kind = iota // HTTP/1.1
+	KindStream              // an owner handles its bytes
+	KindForward             // carries requests that another process forwards
+)
+
+// Detached is a connection that a hold has taken from the server, with what
+// has to go with it.
+type Detached struct {
+	net.Conn
+	Kind   Kind
+	Owner  string // of a stream
+	Unread []byte // what the client has sent and no handler has begun with
+	Unsent []byte // what the client has yet to get; streams only
+	Kept   []byte // by the owner; streams only
+}
+
+// Options are what a server needs to know.
+type Options struct {
+	Log *slog.Logger
+
+	// Stream serves a stream of an owner until its error, which says whether
+	// the stream is to move. It may be called again with the same one.
+	Stream func(ctx context.Context, owner string, st *Stream) error
+
+	// TLS, if not nil, is what HTTP is spoken through on the listeners.
+	TLS *tls.Config
+
+	Moving    error // ends the reads of a stream that is about to move, and is Stream's result then
+	Reloading error // is the cause when a hold cancels a request
+}
+
+// kind is one way in which connections are served. A hold asks all kinds the
+// same.
+type kind interface {
+	// pause begins a hold: what is idle is detached, now and when it becomes
+	// so, and nothing new begins.
+	pause()
+	// state reports whether nothing is in flight, or, if something is,
+	// whether none of that ever ends by itself.
+	state() (idle, endless bool)
+	// busy names what is in flight.
+	busy() []string
+	// cancel ends what is in flight, and the wait for clients that are slow.
+	cancel()
+	// waiting counts the connections that wait for the end of the hold.
+	waiting() int
+	// resume ends the hold: what was detached is served again.
+	resume()
+	// give gives the detached connections away. Those that cannot go on
+	// elsewhere are closed, and counted.
+	give() (conns []Detached, closed int)
+	// adopt serves a connection. It takes responsibility for it.
+	adopt(Detached)
+	// close closes all connections.
+	close()
+}
+
+// Server accepts connections and serves HTTP on them.
+type Server struct {
+	opts      Options
+	log       *slog.Logger
+	http1     *http1
+	streams   *streams
+	pinned    *pinned
+	closed    chan struct{}
+	cancelled atomic.Int64   // requests and connections, by a hold
+	changed   chan struct{}  // has room for one; receives when a hold may have got further
+	tasks     sync.WaitGroup // goroutines that end with the server
+	handlers  sync.WaitGroup // goroutines that end when a handler does
+
+	mu        sync.Mutex // guards the fields below
+	listeners []*listener
+	holding   bool
+}
+
+// rounds is all kinds, in the order in which a hold pauses them: a handler of a
+// later round may be in the middle of a call to one of an earlier.
+func (s *Server) rounds() [][]kind {
+	return [][]kind{{s.http1, s.pinned}, {s.streams}}
+}
+
+// listener is an accepting socket and its goroutine's state.
+type listener struct {
+	net.Listener
+	kind    Kind
+	owner   string        // of its streams
+	paused  bool          // what is wanted
+	stopped bool          // what is: the goroutine does not accept
+	resume  chan struct{} // closed and replaced when paused ends
+}
+
+// setDeadline ends or allows a blocking Accept.
+func (l *listener) setDeadline(t time.Time) {
+	l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
+}
+
+// New returns a server for h that does not accept yet: it is held.
+func New(h http.Handler, opts Options) (*Server, *Held) {
+	s := &Server{
+		opts:    opts,
+		log:     opts.Log,
+		closed:  make(chan struct{}),
+		changed: make(chan struct{}, 1),
+		holding: true,
+	}
+	s.streams = newStreams(s)
+	s.http1 = newHTTP1(s, h)
+	s.pinned = newPinned(s, h, opts.TLS)
+	return s, &Held{server: s}
+}
+
+// Listen takes responsibility for ln, which must be a TCP or Unix listener.
+// It is accepted on as soon as, and whenever, the server does not hold. Its
+// connections are streams of owner, or HTTP's if that is "".
+func (s *Server) Listen(owner string, ln net.Listener) {
+	l := &listener{Listener: ln, owner: owner, resume: make(chan struct{})}
+	if owner != "" {
+		l.kind = KindStream
+	}
+	s.mu.Lock()
+	l.paused = s.holding
+	s.listeners = append(s.listeners, l)
+	s.mu.Unlock()
+	s.tasks.Go(func() { s.accept(l) })
+}
+
+// accept is the goroutine of one listener.
+func (s *Server) accept(l *listener) {
+	for s.mayAccept(l) {
+		c, err := l.Accept()
+		switch {
+		case err == nil && l.kind == KindHTTP && s.opts.TLS != nil:
+			s.pinned.secure(c)
+		case err == nil:
+			s.adopt(Detached{Conn: c, Kind: l.kind, Owner: l.owner})
+		case errors.Is(err, os.ErrDeadlineExceeded): // paused
+		case errors.Is(err, net.ErrClosed):
+			return
+		default: // out of descriptors, or a client that has gone already
+			s.log.Warn("accept failed", "listen", l.Addr(), "err", err)
+			select {
+			case <-s.closed:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// mayAccept waits as long as l is paused. It reports false when the server is
+// closed.
+func (s *Server) mayAccept(l *listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l.paused {
+		l.stopped = true
+		s.notify()
+		resume := l.resume
+		s.mu.Unlock()
+		select {
+		case <-resume:
+		case <-s.closed:
+		}
+		s.mu.Lock()
+		if s.isClosed() {
+			return false
+		}
+	}
+	l.stopped = false
+	return true
+}
+
+// Adopt serves connections that came from elsewhere. It takes responsibility
+// for them.
+func (s *Server) Adopt(conns []Detached) {
+	for _, c := range conns {
+		s.adopt(c)
+	}
+}
+
+func (s *Server) adopt(d Detached) {
+	switch d.Kind {
+	case KindForward:
+		s.pinned.adopt(d)
+	case KindStream:
+		s.streams.adopt(d)
+	default:
+		s.http1.adopt(d)
+	}
+}
+
+// socketOf is the socket of a connection of a kind that can move. Others are
+// closed.
+func (s *Server) socketOf(d Detached) (socket, bool) {
+	sock, ok := d.Conn.(socket)
+	if !ok {
+		s.log.Error("cannot serve this kind of connection", "type", fmt.Sprintf("%T", d.Conn))
+		d.Close()
+	}
+	return sock, ok
+}
+
+// notify wakes the hold.
+func (s *Server) notify() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Server) isClosed() bool {
+	select {
+	case <-s.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Cancelled counts what was cancelled since the last call.
+func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
+
+// Pinned counts the connections that cannot move.
+func (s *Server) Pinned() int { return s.pinned.count() }
+
+// closeTime is how long Close waits for handlers.
+const closeTime = time.Second
+
+// Close closes everything that is left and waits for the server's goroutines.
+// Handlers that ignore their context are not waited for.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if s.isClosed() {
+		s.mu.Unlock()
+		return
+	}
+	close(s.closed)
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	s.mu.Unlock()
+	for _, round := range s.rounds() {
+		for _, k := range round {
+			k.close()
+		}
+	}
+	s.tasks.Wait()
+	ended := make(chan struct{})
+	go func() { // ends with the last handler, which may be never
+		s.handlers.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeTime):
+	}
+}
