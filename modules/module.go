@@ -28,7 +28,7 @@
 //	var _ modules.Stateful = (*Counter)(nil)
 //
 // A method that has the name of an optional part but another signature is
-// refused when the program starts; see [Check].
+// refused when the program starts.
 package modules
 
 import (
@@ -97,28 +97,23 @@ type Dependent interface {
 	DependsOn() []string
 }
 
-// Config is what a module gets to know of the program around it.
+// Config is what a module gets to know of the program around it. Tests of a
+// module make their own.
 type Config struct {
-	Name string       // the module's name
-	Log  *slog.Logger // has the module's name attached
-
-	section config.Section
-	call    Caller
+	Name    string         // the module's name
+	Log     *slog.Logger   // has the module's name attached
+	Section config.Section // the config: part of the module's entry in main.yaml
+	Caller  Caller         // reaches the other modules; see [Config.Call]
 }
 
 // Caller hands a request to a module of the same generation.
 type Caller func(module string, r *http.Request) (*http.Response, error)
 
-// NewConfig is for the framework and for tests of modules.
-func NewConfig(name string, log *slog.Logger, section config.Section, call Caller) Config {
-	return Config{Name: name, Log: log.With("module", name), section: section, call: call}
-}
-
 // Decode stores the module's settings, the config: part of its entry in
 // main.yaml, in v, a pointer to a struct with yaml tags. Unknown keys and
-// wrong types are errors that tell file, line and column. What the file does
+// wrong types are errors that name file, line and column. What the file does
 // not mention keeps its value in v, so set the defaults first.
-func (c Config) Decode(v any) error { return c.section.Decode(v) }
+func (c Config) Decode(v any) error { return c.Section.Decode(v) }
 
 // ErrNotRunning is the cause when a called module does not run, or not yet.
 var ErrNotRunning = errors.New("module is not running")
@@ -129,8 +124,8 @@ var ErrNotRunning = errors.New("module is not running")
 // too, when a request over the network would wait for itself. Name the module
 // in DependsOn if Initialize or Shutdown calls it: it runs then.
 func (c Config) Call(module string, r *http.Request) (*http.Response, error) {
-	if c.call == nil {
+	if c.Caller == nil {
 		return nil, fmt.Errorf("modules: call %s: %w", module, ErrNotRunning)
 	}
-	return c.call(module, r)
+	return c.Caller(module, r)
 }

@@ -1,5 +1,5 @@
-// Package apptest tells the author of a module whether it keeps the contract
-// of package modules. A module's test is one call:
+// Package apptest checks whether a module keeps the contract of package modules.
+// A module's test is one call:
 //
 //	func TestContract(t *testing.T) {
 //		apptest.Run(t, apptest.Case{New: counter.New, Golden: "testdata/state"})
@@ -28,6 +28,7 @@ import (
 	"go.uber.org/goleak"
 
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
 )
@@ -115,7 +116,7 @@ func (l *life) fresh() *instance {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	root := eventbus.New(eventbus.Options{Log: log})
 	call := l.c.Call
-	return &instance{l: l, m: l.c.New(), bus: root.Client("apptest"), cfg: modules.NewConfig("apptest", log, l.section, call)}
+	return &instance{l: l, m: l.c.New(), bus: root.Client("apptest"), cfg: modules.Config{Name: "apptest", Log: log, Section: l.section, Caller: call}}
 }
 
 // hook calls one of the module's hooks, with its deadline.
@@ -187,7 +188,7 @@ func (i *instance) state() *modules.State {
 
 func (i *instance) export() ([]byte, error) {
 	var b bytes.Buffer
-	if err := i.state().Export(&b); err != nil {
+	if err := contract.Write(*i.state(), &b); err != nil {
 		return nil, fmt.Errorf("export the state: %w", err)
 	}
 	return b.Bytes(), nil
@@ -201,8 +202,18 @@ type reader struct {
 func (r reader) Size() int64 { return int64(r.Reader.Len()) }
 
 func (i *instance) restore(version int, exported []byte) error {
+	return Restore(i.m, version, exported)
+}
+
+// Restore gives a fresh value of a stateful module a state that some version of
+// it has exported, as a reload does before Initialize.
+func Restore(m modules.Module, version int, exported []byte) error {
+	s, ok := m.(modules.Stateful)
+	if !ok {
+		return fmt.Errorf("%T has no state", m)
+	}
 	return protect("restoring a state", func() error {
-		return i.state().Restore(version, reader{bytes.NewReader(exported)})
+		return contract.Read(s.State(), version, reader{bytes.NewReader(exported)})
 	})
 }
 

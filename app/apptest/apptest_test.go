@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"example.org/orchestrator/app/apptest"
+	"example.org/orchestrator/app/eventbus"
 	"example.org/orchestrator/modules"
 )
 
@@ -67,7 +69,7 @@ func TestTheKitFinds(t *testing.T) {
 		}},
 		{"a Run that ignores its context", "Run does not return", func(h *apptest.Hostile) (release func()) { h.OnRun, release = apptest.Hang(); return release }},
 		{"a Run that fails", "Run: hostile", func(h *apptest.Hostile) func() { h.OnRun = apptest.Fail; return nil }},
-		{"an unwell module", "Healthy after Initialize: hostile", func(h *apptest.Hostile) func() { h.OnHealthy = apptest.Fail; return nil }},
+		{"an unhealthy module", "Healthy after Initialize: hostile", func(h *apptest.Hostile) func() { h.OnHealthy = apptest.Fail; return nil }},
 		{"a state that lies", "two exports after Shutdown differ", func(h *apptest.Hostile) func() { h.Value = &apptest.Liar{}; return nil }},
 		{"a state that panics on garbage", "panicked: runtime error: index out of range", func(h *apptest.Hostile) func() { h.Value = &steady{}; return nil }},
 		{"a Migrate that accepts anything", `version 0 of a state, "garbage", gave <nil>; want an error`, func(h *apptest.Hostile) func() {
@@ -88,6 +90,31 @@ func TestTheKitFinds(t *testing.T) {
 			for _, release := range releases {
 				release()
 			}
+			if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Verify = %v, want %q", err, tt.want)
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name, want string
+		module     modules.Module
+	}{
+		{"a handler that panics", "GET / panicked: hostile", &talker{path: func(string) { panic("hostile") }}},
+		{"a dependency given twice", "a name is empty or given twice", &talker{depends: []string{"a", "a"}}},
+		{"a connection that is not handed on", "want ErrMoving", &talker{conn: func(_ context.Context, c modules.Conn) error {
+			c.ReadLine()
+			return nil
+		}}},
+		{"a connection whose client is gone", "HandleConn of a client that leaves does not return", &talker{conn: func(ctx context.Context, _ modules.Conn) error {
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), modules.ErrMoving) {
+				time.Sleep(100 * time.Millisecond)
+			}
+			return context.Cause(ctx)
+		}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			errs := apptest.Verify(apptest.Case{HookTimeout: 20 * time.Millisecond, New: func() modules.Module { return tt.module }})
 			if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Verify = %v, want %q", err, tt.want)
 			}
@@ -121,4 +148,29 @@ type refuses struct{ h *apptest.Hostile }
 func (r *refuses) UnmarshalYAML(*yaml.Node) error {
 	r.h.OnShutdown = apptest.Fail
 	return errors.New("wrong settings")
+}
+
+// talker is a module that is talked to.
+type talker struct {
+	path    func(string)
+	depends []string
+	conn    func(context.Context, modules.Conn) error
+}
+
+func (*talker) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
+func (*talker) Shutdown(context.Context) error                                  { return nil }
+func (k *talker) DependsOn() []string                                           { return k.depends }
+
+func (k *talker) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	if k.path != nil {
+		k.path(r.URL.Path)
+	}
+}
+
+func (k *talker) HandleConn(ctx context.Context, c modules.Conn) error {
+	if k.conn != nil {
+		return k.conn(ctx, c)
+	}
+	_, err := c.ReadLine()
+	return err
 }

@@ -6,12 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
 )
@@ -19,23 +23,100 @@ import (
 type check struct {
 	name string
 	run  func(*life) error
+	of   []contract.Hook // what it is about
 }
 
 var checks = []check{
-	{"signatures and state are as the contract wants", signatures},
-	{"Shutdown without Initialize, twice", shutdownAlone},
-	{"Shutdown after Prepare alone", shutdownAfterPrepare},
-	{"Shutdown after a cancelled Initialize", shutdownAfterCancelled},
-	{"Shutdown after an Initialize with wrong settings", shutdownAfterWrongSettings},
-	{"Shutdown after an Initialize beside another instance", shutdownBesideAnother},
-	{"Shutdown after a life, twice, and a life after it", lives},
-	{"Run ends with its context and can run again", runs},
-	{"the state survives", survives},
-	{"a garbage state is refused", garbage},
-	{"golden states load", golden},
+	{"signatures and state are as the contract wants", signatures, nil},
+	{"DependsOn names others, and always the same", dependencies, []contract.Hook{contract.DependsOn}},
+	{"Shutdown without Initialize, twice", shutdownAlone, []contract.Hook{contract.Shutdown}},
+	{"Shutdown after Prepare alone", shutdownAfterPrepare, []contract.Hook{contract.Prepare, contract.Shutdown}},
+	{"Shutdown after a cancelled Initialize", shutdownAfterCancelled, []contract.Hook{contract.Initialize, contract.Shutdown}},
+	{"Shutdown after an Initialize with wrong settings", shutdownAfterWrongSettings, []contract.Hook{contract.Initialize, contract.Shutdown}},
+	{"Shutdown after an Initialize beside another instance", shutdownBesideAnother, []contract.Hook{contract.Initialize, contract.Healthy, contract.Shutdown}},
+	{"Shutdown after a life, twice, and a life after it", lives, []contract.Hook{contract.Initialize, contract.Shutdown, contract.Subscribers}},
+	{"Run ends with its context and can run again", runs, []contract.Hook{contract.Run, contract.RunEnds}},
+	{"requests are answered, from the first one on", answers, []contract.Hook{contract.ServeHTTP}},
+	{"connections are handed on, and end with their client", connections, []contract.Hook{contract.HandleConn}},
+	{"the state survives", survives, []contract.Hook{contract.State, contract.Export, contract.Restore}},
+	{"a garbage state is refused", garbage, []contract.Hook{contract.Restore}},
+	{"golden states load", golden, []contract.Hook{contract.Restore}},
 }
 
-func signatures(l *life) error { return modules.Check(l.c.New()) }
+func signatures(l *life) error { return contract.Check(l.c.New()) }
+
+func dependencies(l *life) error {
+	d, ok := l.fresh().m.(modules.Dependent)
+	if !ok {
+		return nil
+	}
+	names := d.DependsOn()
+	seen := map[string]bool{}
+	for _, name := range names {
+		if name == "" || seen[name] {
+			return fmt.Errorf("DependsOn = %q: a name is empty or given twice", names)
+		}
+		seen[name] = true
+	}
+	if again := l.fresh().m.(modules.Dependent).DependsOn(); !slices.Equal(names, again) {
+		return fmt.Errorf("DependsOn = %q, and then %q", names, again)
+	}
+	return nil
+}
+
+// answers sends requests that no module can have been made for: whatever the
+// answer is, there is one.
+func answers(l *life) error {
+	i := l.fresh()
+	h, ok := i.m.(http.Handler)
+	if !ok {
+		return nil
+	}
+	if err := i.start(); err != nil {
+		return errors.Join(err, i.shutdown())
+	}
+	var errs []error
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, "APPTEST"} {
+		for _, path := range []string{"/", "/no/such/path"} {
+			err := i.hook(context.Background(), method+" "+path, func(ctx context.Context) error {
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, method, path, strings.NewReader("apptest")))
+				return nil
+			})
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, i.shutdown())...)
+}
+
+// connections ends one connection by its client, and hands another one on.
+func connections(l *life) error {
+	i := l.fresh()
+	h, ok := i.m.(modules.ConnHandler)
+	if !ok {
+		return nil
+	}
+	if err := i.start(); err != nil {
+		return errors.Join(err, i.shutdown())
+	}
+	leaves := i.hook(context.Background(), "HandleConn of a client that leaves", func(ctx context.Context) error {
+		c, client := newConn()
+		client.Close()
+		h.HandleConn(ctx, c)
+		return nil
+	})
+	moves := i.hook(context.Background(), "HandleConn of a connection that moves", func(ctx context.Context) error {
+		c, client := newConn()
+		defer client.Close()
+		ctx, cancel := context.WithCancelCause(ctx)
+		c.move()
+		cancel(modules.ErrMoving)
+		if err := h.HandleConn(ctx, c); !errors.Is(err, modules.ErrMoving) {
+			return fmt.Errorf("HandleConn = %v; want ErrMoving, or the connection would be closed", err)
+		}
+		return nil
+	})
+	return errors.Join(leaves, moves, i.shutdown())
+}
 
 func shutdownAlone(l *life) error {
 	i := l.fresh()

@@ -29,14 +29,14 @@ var (
 	_ modules.Runner        = (*Hostile)(nil)
 )
 
-func call(f func(context.Context) error, ctx context.Context) error {
+func call(ctx context.Context, f func(context.Context) error) error {
 	if f == nil {
 		return nil
 	}
 	return f(ctx)
 }
 
-func (h *Hostile) Prepare(ctx context.Context, _ modules.Config) error { return call(h.OnPrepare, ctx) }
+func (h *Hostile) Prepare(ctx context.Context, _ modules.Config) error { return call(ctx, h.OnPrepare) }
 
 func (h *Hostile) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.Config) error {
 	if h.Settings != nil {
@@ -44,12 +44,12 @@ func (h *Hostile) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.C
 			return err
 		}
 	}
-	return call(h.OnInitialize, ctx)
+	return call(ctx, h.OnInitialize)
 }
 
-func (h *Hostile) Healthy(ctx context.Context) error  { return call(h.OnHealthy, ctx) }
-func (h *Hostile) Run(ctx context.Context) error      { return call(h.OnRun, ctx) }
-func (h *Hostile) Shutdown(ctx context.Context) error { return call(h.OnShutdown, ctx) }
+func (h *Hostile) Healthy(ctx context.Context) error  { return call(ctx, h.OnHealthy) }
+func (h *Hostile) Run(ctx context.Context) error      { return call(ctx, h.OnRun) }
+func (h *Hostile) Shutdown(ctx context.Context) error { return call(ctx, h.OnShutdown) }
 
 func (h *Hostile) State() modules.State {
 	if h.Value == nil {

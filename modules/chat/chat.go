@@ -19,13 +19,13 @@ const patience = 5 * time.Second
 // Chat passes lines on. Its clients connect to the module's listen address.
 type Chat struct {
 	mu      sync.Mutex // guards clients
-	clients map[*modules.Conn]struct{}
+	clients map[modules.Conn]struct{}
 }
 
 var _ modules.ConnHandler = (*Chat)(nil)
 
 // New makes the module, with nobody in it.
-func New() modules.Module { return &Chat{clients: map[*modules.Conn]struct{}{}} }
+func New() modules.Module { return &Chat{clients: map[modules.Conn]struct{}{}} }
 
 // Initialize has nothing to do.
 func (c *Chat) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
@@ -34,7 +34,7 @@ func (c *Chat) Initialize(context.Context, *eventbus.Bus, modules.Config) error 
 func (c *Chat) Shutdown(context.Context) error { return nil }
 
 // HandleConn is one client's stay.
-func (c *Chat) HandleConn(_ context.Context, conn *modules.Conn) error {
+func (c *Chat) HandleConn(_ context.Context, conn modules.Conn) error {
 	c.mu.Lock()
 	c.clients[conn] = struct{}{}
 	c.mu.Unlock()
@@ -51,9 +51,9 @@ func (c *Chat) HandleConn(_ context.Context, conn *modules.Conn) error {
 }
 
 // tell passes a line on to everybody else.
-func (c *Chat) tell(from *modules.Conn, line string) {
+func (c *Chat) tell(from modules.Conn, line string) {
 	c.mu.Lock()
-	others := make([]*modules.Conn, 0, len(c.clients))
+	others := make([]modules.Conn, 0, len(c.clients))
 	for conn := range c.clients {
 		if conn != from {
 			others = append(others, conn)
@@ -69,7 +69,7 @@ func (c *Chat) tell(from *modules.Conn, line string) {
 	}
 }
 
-func (c *Chat) leave(conn *modules.Conn) {
+func (c *Chat) leave(conn modules.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.clients, conn)

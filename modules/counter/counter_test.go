@@ -26,8 +26,7 @@ func ask(m modules.Module, method string) (int, string) {
 
 func TestGoldenStatesMeanWhatTheyMeant(t *testing.T) {
 	m := counter.New()
-	state := m.(modules.Stateful).State()
-	if err := state.Restore(1, strings.NewReader(`{"count":41}`)); err != nil {
+	if err := apptest.Restore(m, 1, []byte(`{"count":41}`)); err != nil {
 		t.Fatal(err)
 	}
 	if code, got := ask(m, http.MethodPost); code != http.StatusOK || got != "42" {

@@ -53,7 +53,6 @@ type Stream struct {
 	unmarked bool   // there was too much to be kept
 	unsent   []byte
 	kept     []byte
-	facade   any
 }
 
 func newStream(k *streams, sock socket, d Detached) *Stream {
@@ -272,17 +271,6 @@ func (st *Stream) Kept() []byte {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return bytes.Clone(st.kept)
-}
-
-// Facade returns what the first call has made, so that whoever knows the
-// stream under another type always means the same one.
-func (st *Stream) Facade(first func() any) any {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.facade == nil {
-		st.facade = first()
-	}
-	return st.facade
 }
 
 // Write implements net.Conn. While the stream moves, what the client cannot

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
 )
@@ -12,7 +13,7 @@ import (
 // Check finds what is wrong with a configuration and a list of modules before
 // anything is started. Factories are called, nothing else of a module is.
 func Check(file string, list modules.List) error {
-	if err := list.Check(); err != nil {
+	if err := contract.CheckList(list); err != nil {
 		return err
 	}
 	cfg, err := config.Load(file, list.Names())

@@ -10,7 +10,6 @@ import (
 
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/handoff"
-	"example.org/orchestrator/modules"
 )
 
 // forwardOwner is the owner, on its way to another process, of a connection that
@@ -101,7 +100,7 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 			return errNoConns
 		}
 		if h != nil {
-			return protect("HandleConn", func() error { return h.HandleConn(ctx, modules.NewConn(st)) })
+			return protect("HandleConn", func() error { return h.HandleConn(ctx, st) })
 		}
 		st.Ready() // others need not wait for it
 		select {

@@ -30,6 +30,7 @@ import (
 
 	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/app/internal/control"
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/app/internal/wire"
@@ -197,8 +198,8 @@ func (g *generation) load() error {
 // make makes the modules and the server.
 func (g *generation) make(progress func(stage, module string)) (*moduleSet, error) {
 	progress(handoff.StageConfig, "")
-	if err := g.opts.Modules.Check(); err != nil {
-		var entry *modules.EntryError
+	if err := contract.CheckList(g.opts.Modules); err != nil {
+		var entry *contract.EntryError
 		errors.As(err, &entry)
 		return nil, fault(handoff.StageConfig, entry.Module, entry.Err)
 	}
@@ -286,7 +287,7 @@ func (g *generation) report(upgrade *control.Report) {
 		Listen:    []string{g.listen[""]},
 		Modules:   []client.Module{},
 		Packages:  map[string]string{},
-		StopMS:    g.stopLimit().Milliseconds(),
+		StopMS:    g.limits().stop().Milliseconds(),
 		Report:    upgrade,
 
 		RestartOlderBuild: g.cfg.App.RestartOlderBuild,
@@ -298,14 +299,15 @@ func (g *generation) report(upgrade *control.Report) {
 		}
 		_, m.Stateful = in.module.(modules.Stateful)
 		s.Modules = append(s.Modules, m)
-		s.Packages[in.name] = modules.Package(in.module)
+		s.Packages[in.name] = contract.Package(in.module)
 	}
 	g.send(control.Message{Type: control.TypeServing, Serving: s})
 }
 
-// stopLimit is the longest that a graceful stop may take.
-func (g *generation) stopLimit() time.Duration {
-	return g.cfg.App.Drain + g.cfg.App.HookTimeout*time.Duration(2*len(g.cfg.Modules)+1) + time.Second
+// limits are those of this generation alone.
+func (g *generation) limits() limits {
+	app := g.cfg.App
+	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, drain: app.Drain, maxPause: app.MaxPause}
 }
 
 // send tells the supervisor something. If it is gone, so is this process soon.
@@ -407,7 +409,7 @@ func (g *generation) refuse(order *control.Upgrade, why string) {
 // the drain time, then the modules shut down.
 func (g *generation) stop() int {
 	code := exitOK
-	if _, err := g.lastHold(time.Second); err != nil {
+	if _, err := g.lastHold(forceTime); err != nil {
 		g.log.Warn("stopping with requests unfinished", "err", err)
 	}
 	if err := g.endRuns(context.Background()); err != nil {
@@ -455,7 +457,7 @@ func affected(set *moduleSet, changed []string, unknown bool) []string {
 	}
 	names := []string{}
 	for _, in := range set.list {
-		if slices.Contains(changed, modules.Package(in.module)) {
+		if slices.Contains(changed, contract.Package(in.module)) {
 			names = append(names, in.name)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"example.org/orchestrator/app/apptest"
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/modules"
@@ -172,7 +173,7 @@ func TestStatesOfOtherVersionsAreRefusedBeforehand(t *testing.T) {
 		{"older with Migrate", "", &apptest.Hostile{Version: 1}, &apptest.Hostile{Version: 2, Migrate: lift}},
 	} {
 		info := handoff.ModuleInfo{Name: "m", Stateful: true, StateVersion: tt.old.State().Version}
-		info.StateFields, _ = modules.LayoutOf(tt.old.State().Value)
+		info.StateFields, _ = contract.LayoutOf(tt.old.State().Value)
 		_, err := setOf(map[string]*apptest.Hostile{"m": tt.new}, "m").accepts([]handoff.ModuleInfo{info})
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: accepts = %v, want %q", tt.name, err, tt.want)

@@ -2,15 +2,12 @@ package worker
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
-	"slices"
 	"time"
 
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/modules"
@@ -50,11 +47,6 @@ type moduleSet struct {
 	started func(name string, m modules.Module)
 }
 
-// fault is an error of a hook.
-func fault(stage, module string, err error) *handoff.UpgradeError {
-	return &handoff.UpgradeError{Stage: stage, Module: module, Err: err}
-}
-
 // newModuleSet makes a fresh value of each configured module, and tells
 // progress of each.
 func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root, log *slog.Logger, call modules.Caller, progress func(stage, module string)) (*moduleSet, error) {
@@ -69,7 +61,7 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 	for i, m := range cfg.Modules {
 		s.limits[m.Name] = int64(cmp.Or(m.MaxState, cfg.App.MaxState))
 		progress(handoff.StageConfig, m.Name)
-		value, err := compiled.New(m.Name)
+		value, err := contract.New(compiled, m.Name)
 		if err != nil {
 			return nil, fault(handoff.StageConfig, m.Name, err)
 		}
@@ -79,7 +71,7 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		s.list = append(s.list, &instance{
 			name:   m.Name,
 			module: value,
-			cfg:    modules.NewConfig(m.Name, log, m.Config, call),
+			cfg:    modules.Config{Name: m.Name, Log: log.With("module", m.Name), Section: m.Config, Caller: call},
 		})
 	}
 	return s, s.sort(cfg)
@@ -106,7 +98,7 @@ func (s *moduleSet) sort(cfg *config.Config) error {
 		}
 		state[in.name] = visiting
 		if d, ok := in.module.(modules.Dependent); ok {
-			s.progress(handoff.StageConfig, in.name)
+			s.progress(contract.DependsOn.Stage, in.name)
 			for _, name := range d.DependsOn() {
 				i, ok := index[name]
 				if !ok {
@@ -145,156 +137,4 @@ func (s *moduleSet) names() []string {
 		names = append(names, in.name)
 	}
 	return names
-}
-
-// prepare runs every Prepare, in start order.
-func (s *moduleSet) prepare(ctx context.Context) error {
-	for _, in := range s.list {
-		p, ok := in.module.(modules.Preparer)
-		if !ok {
-			continue
-		}
-		in.touched = true
-		s.progress(handoff.StagePrepare, in.name)
-		if err := s.call(ctx, "Prepare", func(ctx context.Context) error { return p.Prepare(ctx, in.cfg) }); err != nil {
-			return fault(handoff.StagePrepare, in.name, err)
-		}
-	}
-	return nil
-}
-
-// initialize starts every module and asks for its health, in start order. A
-// module that mayFail may, and is down then: it did not run before either.
-func (s *moduleSet) initialize(ctx context.Context, mayFail func(name string) bool) error {
-	for _, in := range s.list {
-		err := s.start(ctx, in)
-		if err != nil && !mayFail(in.name) {
-			return err
-		}
-		in.down = err
-	}
-	for _, in := range s.list {
-		err := s.healthy(ctx, in)
-		if err != nil && !mayFail(in.name) {
-			return err
-		}
-		if in.down == nil {
-			in.down = err
-		}
-	}
-	return nil
-}
-
-// never is for modules of which none may fail.
-func never(string) bool { return false }
-
-// healthy asks a module that runs for its health.
-func (s *moduleSet) healthy(ctx context.Context, in *instance) error {
-	h, ok := in.module.(modules.HealthChecker)
-	if !ok || in.down != nil {
-		return nil
-	}
-	s.progress(handoff.StageHealthy, in.name)
-	if err := s.call(ctx, "Healthy", h.Healthy); err != nil {
-		return fault(handoff.StageHealthy, in.name, err)
-	}
-	return nil
-}
-
-// start initializes one module with a fresh client of the bus.
-func (s *moduleSet) start(ctx context.Context, in *instance) error {
-	s.progress(handoff.StageInitialize, in.name)
-	in.touched = true
-	in.bus = s.root.Client(in.name)
-	err := s.call(ctx, "Initialize", func(ctx context.Context) error { return in.module.Initialize(ctx, in.bus, in.cfg) })
-	if err != nil {
-		return fault(handoff.StageInitialize, in.name, err)
-	}
-	s.started(in.name, in.module)
-	return nil
-}
-
-// silent is for those who need not know of progress.
-func silent(stage, module string) {}
-
-// shutdown stops every touched module in reverse order. All are stopped, also
-// when one fails; the first error is returned, but for those of modules that
-// mayFail.
-func (s *moduleSet) shutdown(ctx context.Context, mayFail func(name string) bool) error {
-	var first error
-	for _, in := range slices.Backward(s.list) {
-		if err := s.stop(ctx, in); err != nil && first == nil && !mayFail(in.name) {
-			first = err
-		}
-	}
-	return first
-}
-
-func (s *moduleSet) stop(ctx context.Context, in *instance) error {
-	if !in.touched {
-		return nil
-	}
-	in.touched = false
-	err := s.call(ctx, "Shutdown", in.module.Shutdown)
-	in.stuck = errors.Is(err, errLate)
-	if in.bus != nil {
-		in.bus.Close()
-		err = errors.Join(err, s.call(ctx, "event subscriber", in.bus.Wait))
-	}
-	if in.stuck {
-		err = fmt.Errorf("%w; a reload with --drop-state=%s goes on without its state", err, in.name)
-	}
-	if err != nil {
-		return fault(handoff.StageShutdown, in.name, err)
-	}
-	return nil
-}
-
-// errLate marks a hook that has missed its deadline and been left behind.
-var errLate = errors.New("still runs")
-
-// call runs a hook with its deadline and turns a panic into an error. A hook
-// that misses its deadline is left behind.
-func (s *moduleSet) call(ctx context.Context, hook string, f func(context.Context) error) error {
-	limit := s.hook
-	if debugged() {
-		limit = 24 * time.Hour
-	}
-	over := fmt.Errorf("%s after %v (app.hook_timeout)", hook, limit)
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, over)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				done <- fmt.Errorf("%s panicked: %v\n%s", hook, p, debug.Stack())
-			}
-		}()
-		done <- f(ctx)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		// Returning because of the deadline is not the same as missing it.
-		select {
-		case err := <-done:
-			if err != nil {
-				return err
-			}
-			return nil
-		case <-time.After(50 * time.Millisecond):
-			return fmt.Errorf("%w: %w", errLate, context.Cause(ctx))
-		}
-	}
-}
-
-// protect turns a panic of f into an error.
-func protect(what string, f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s panicked: %v\n%s", what, p, debug.Stack())
-		}
-	}()
-	return f()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/app/internal/control"
 	"example.org/orchestrator/handoff"
 )
@@ -92,7 +93,7 @@ func (g *generation) recover(set *moduleSet, in, before *instance, source, older
 			return states, nil
 		}
 		g.log.Error("a state could not be restored", "module", in.name, "err", err)
-		if fresh, err := g.opts.Modules.New(in.name); err == nil { // or there would be half of that state in it
+		if fresh, err := contract.New(g.opts.Modules, in.name); err == nil { // or there would be half of that state in it
 			in.module = fresh
 		}
 	}
@@ -135,7 +136,7 @@ func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) 
 		return in, nil
 	}
 	g.set.stop(context.Background(), in)
-	value, err := g.opts.Modules.New(in.name)
+	value, err := contract.New(g.opts.Modules, in.name)
 	if err != nil {
 		return in, err
 	}

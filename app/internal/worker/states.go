@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/modules"
@@ -22,7 +23,7 @@ func (s *moduleSet) export(ctx context.Context, mayFail func(name string) bool) 
 	if err != nil {
 		return nil, fault(handoff.StageExport, "", err)
 	}
-	for _, in := range s.list {
+	for in := range s.inOrder(contract.Export) {
 		if e := s.exportOne(ctx, states, in); e != nil && !mayFail(in.name) {
 			err = errors.Join(err, fault(handoff.StageExport, in.name, e))
 		}
@@ -45,7 +46,7 @@ func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *i
 	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
 		out := &gate{w: w}
 		defer out.close() // an encoder that is left behind writes nowhere
-		return s.call(ctx, "the export of its state", func(context.Context) error { return state.Export(out) })
+		return s.call(ctx, contract.Export, func(context.Context) error { return contract.Write(state, out) })
 	})
 	if errors.Is(err, handoff.ErrTooLarge) {
 		err = fmt.Errorf("%w (max_state, or app.max_state)", err)
@@ -79,7 +80,7 @@ func (g *gate) close() {
 
 // restore gives each module what its name exported, lifted to its version.
 func (s *moduleSet) restore(states *handoff.States) error {
-	for _, in := range s.list {
+	for in := range s.inOrder(contract.Restore) {
 		if err := s.restoreOne(states, in); err != nil {
 			return err
 		}
@@ -93,12 +94,12 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 	if !ok || !exported {
 		return nil
 	}
-	s.progress(handoff.StageRestore, in.name)
+	s.progress(contract.Restore.Stage, in.name)
 	err := states.Read(in.name, func(r *handoff.StateReader) error {
-		return s.call(context.Background(), "the restore of its state", func(context.Context) error { return m.State().Restore(version, r) })
+		return s.call(context.Background(), contract.Restore, func(context.Context) error { return contract.Read(m.State(), version, r) })
 	})
 	if err != nil {
-		return fault(handoff.StageRestore, in.name, err)
+		return fault(contract.Restore.Stage, in.name, err)
 	}
 	return nil
 }
@@ -158,11 +159,11 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 	case info.StateVersion < state.Version || info.StateFields == nil:
 		return nil, nil
 	}
-	layout, err := modules.LayoutOf(state.Value)
+	layout, err := contract.LayoutOf(state.Value)
 	if err != nil {
 		return nil, err
 	}
-	broke, added := modules.Layout(info.StateFields).Changes(layout)
+	broke, added := contract.Layout(info.StateFields).Changes(layout)
 	if len(broke) > 0 {
 		return nil, fmt.Errorf("the running state of version %d does not fit: %s: give the state another Version and lift it in Migrate, or %s", state.Version, strings.Join(broke, ", "), afresh)
 	}
@@ -180,7 +181,7 @@ func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
 				return nil, fault(handoff.StagePrepare, in.name, err)
 			}
 			info.Stateful, info.StateVersion = true, state.Version
-			info.StateFields, _ = modules.LayoutOf(state.Value) // checked when it was made
+			info.StateFields, _ = contract.LayoutOf(state.Value) // checked when it was made
 			if version, kept := in.kept.Version(in.name); kept && in.down != nil && version != state.Version {
 				info.StateVersion, info.StateFields = version, nil
 			}

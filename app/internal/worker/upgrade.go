@@ -79,9 +79,8 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // is touched yet.
 func (a *attempt) prepare(ctx context.Context) (err error) {
 	g, began := a.g, time.Now()
-	hook := g.cfg.App.HookTimeout
-	a.stage(handoff.StageStart, 2*hook)
-	limit, cancel := context.WithTimeout(ctx, hook)
+	a.stage(handoff.StageStart, 2*a.limits().start())
+	limit, cancel := context.WithTimeout(ctx, a.limits().start())
 	defer cancel()
 	a.candidate, err = g.upgrader.Start(limit, a.order.Binary, g.opts.RunDir, a.order.Generation)
 	if err != nil {
@@ -93,8 +92,8 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	}
 	a.lap("start", began)
 	began = time.Now()
-	patience := a.hooks()
-	a.stage(handoff.StagePrepare, patience+hook)
+	patience := a.limits().prepare()
+	a.stage(handoff.StagePrepare, patience+g.cfg.App.HookTimeout)
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	g.mu.Lock()
@@ -113,7 +112,7 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 			DropState: a.order.DropState,
 			Repair:    a.order.Repair,
 		},
-		PatienceMS: (a.holding() + 6*patience).Milliseconds(),
+		PatienceMS: a.limits().silence().Milliseconds(),
 	})
 	if err != nil {
 		a.await()
@@ -138,21 +137,13 @@ func (a *attempt) checkDropped() error {
 	return nil
 }
 
-// hooks bounds a wait for the hooks of all modules, here or in the candidate.
-// Each has its own deadline, which says which it was; this is for one that
-// cannot be enforced.
-func (a *attempt) hooks() time.Duration {
-	n := len(a.g.cfg.Modules)
+// limits are those of the handoff: the candidate may have more modules.
+func (a *attempt) limits() limits {
+	l := a.g.limits()
 	if a.candidate != nil {
-		n = max(n, len(a.candidate.Hello().Modules))
+		l.modules = max(l.modules, len(a.candidate.Hello().Modules))
 	}
-	return a.g.cfg.App.HookTimeout*time.Duration(2*n+1) + time.Second
-}
-
-// holding is how long the attempts to hold may take together.
-func (a *attempt) holding() time.Duration {
-	app := a.g.cfg.App
-	return 5*(app.Drain+app.MaxPause) + 2*app.HookTimeout
+	return l
 }
 
 // hold stops taking requests, for a short time at first; if requests in
@@ -161,7 +152,7 @@ func (a *attempt) holding() time.Duration {
 func (a *attempt) hold(ctx context.Context) error {
 	g := a.g
 	began := time.Now()
-	a.stage(handoff.StageHold, a.holding())
+	a.stage(handoff.StageHold, a.limits().hold())
 	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
 		waited := time.Since(began)+pause >= g.cfg.App.Drain // when this one is over
 		err := a.holdFor(ctx, pause, waited && (a.order.Force || g.cfg.App.HotReload))
@@ -209,7 +200,7 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err
 // fails is rolled back.
 func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
-	a.stage(handoff.StageShutdown, a.hooks()+2*g.cfg.App.HookTimeout)
+	a.stage(handoff.StageShutdown, a.limits().shutdown())
 	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
 		g.log.Warn("reloading in spite of it", "err", err)
 	}
@@ -217,7 +208,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	defer g.starting.Unlock()
 	drop := func(module string) bool { return dropped(a.order.DropState, module) }
 	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // its hooks have deadlines of their own
-	a.stage(handoff.StageExport, a.hooks())
+	a.stage(handoff.StageExport, a.limits().export())
 	states, exportErr := g.set.export(context.WithoutCancel(ctx), drop)
 	a.states = states
 	a.lap("shutdown", began)
@@ -231,7 +222,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	}
 
 	began = time.Now()
-	patience := a.hooks()
+	patience := a.limits().restore()
 	a.stage(handoff.StageRestore, patience+2*g.cfg.App.HookTimeout)
 	limit, cancel := context.WithTimeout(ctx, patience)
 	err = a.candidate.Transfer(limit, states.Without(drop))
@@ -254,8 +245,8 @@ func (a *attempt) handOver(ctx context.Context) error {
 func (a *attempt) commit() error {
 	g := a.g
 	probation := g.cfg.App.Probation
-	a.stage(handoff.StageCommit, 2*g.cfg.App.HookTimeout)
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	a.stage(handoff.StageCommit, 2*a.limits().commit())
+	ctx, cancel := context.WithTimeout(context.Background(), a.limits().commit())
 	defer cancel()
 	err := a.giveAway(ctx, probation > 0)
 	if err == nil && probation > 0 {
@@ -381,10 +372,8 @@ func (a *attempt) drain() {
 
 // standBy watches the candidate serve.
 func (a *attempt) standBy(probation time.Duration) error {
-	// Of its hooks, it calls Healthy only.
 	app := a.g.cfg.App
-	patience := app.HookTimeout*time.Duration(len(a.candidate.Hello().Modules)) + time.Second
-	returning := app.Drain + 3*app.HookTimeout + a.hooks() // all that giveBack does
+	patience, returning := a.limits().answer(), a.limits().giveBack()
 	unwell := func() {
 		a.stage("return", app.Drain+returning+app.HookTimeout)
 		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
@@ -435,7 +424,7 @@ func (a *attempt) await() {
 // start from what the candidate has returned, if it has, else from what this
 // generation has exported. more, if not nil, adopts connections that come back.
 func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
-	a.stage("rollback", 2*a.hooks())
+	a.stage("rollback", a.limits().rollback()+2*a.g.cfg.App.HookTimeout)
 	if a.handed != nil {
 		a.handed.Stop()
 	}

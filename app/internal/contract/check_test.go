@@ -1,4 +1,4 @@
-package modules_test
+package contract_test
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/modules"
 )
 
@@ -48,11 +49,11 @@ func TestWrongSignaturesAreRefused(t *testing.T) {
 	}{
 		{&plain{}, ""},
 		{&everything{}, ""},
-		{&wrongState{}, "method State of *modules_test.wrongState has the signature func() interface {}, but the contract wants func() modules.State"},
-		{&wrongRun{}, "method Run of *modules_test.wrongRun has the signature func(), but the contract wants func(context.Context) error"},
+		{&wrongState{}, "method State of *contract_test.wrongState has the signature func() interface {}, but the contract wants func() modules.State"},
+		{&wrongRun{}, "method Run of *contract_test.wrongRun has the signature func(), but the contract wants func(context.Context) error"},
 		{&wrongHTTP{}, "method ServeHTTP of"},
 	} {
-		err := modules.Check(tt.module)
+		err := contract.Check(tt.module)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("Check(%T) = %v, want %q", tt.module, err, tt.want)
 		}
@@ -71,19 +72,19 @@ func TestListNamesTheModuleThatIsWrong(t *testing.T) {
 		{"wrong signature", modules.List{good, {Name: "bad", New: func() modules.Module { return &wrongRun{} }}}, "modules: bad: method Run"},
 		{"name twice", modules.List{good, good}, "modules: good: the name is empty or given twice"},
 	} {
-		err := tt.list.Check()
-		var entry *modules.EntryError
+		err := contract.CheckList(tt.list)
+		var entry *contract.EntryError
 		if !errors.As(err, &entry) || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%s: Check() = %v, want an EntryError that begins with %q", tt.name, err, tt.want)
 		}
 	}
-	if err := (modules.List{good}).Check(); err != nil {
+	if err := contract.CheckList(modules.List{good}); err != nil {
 		t.Errorf("Check of a good list = %v", err)
 	}
 }
 
 func TestPackage(t *testing.T) {
-	if got := modules.Package(&plain{}); got != "example.org/orchestrator/modules_test" {
+	if got := contract.Package(&plain{}); got != "example.org/orchestrator/app/internal/contract_test" {
 		t.Errorf("Package = %q", got)
 	}
 }

@@ -1,4 +1,4 @@
-package modules_test
+package contract_test
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/modules"
 )
 
@@ -59,7 +60,7 @@ func TestWhatAStateWouldLoseIsRefused(t *testing.T) {
 			On bool `json:",omitempty"`
 		}{true}}, "Deep.On"},
 	} {
-		err := modules.CheckState((&stateful{tt.value}).State())
+		err := contract.CheckState((&stateful{tt.value}).State())
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
@@ -74,11 +75,11 @@ func TestLayoutsThatDecodeDifferently(t *testing.T) {
 			N int `json:",string"`
 		}{}},
 	} {
-		old, err := modules.LayoutOf(types[0])
+		old, err := contract.LayoutOf(types[0])
 		if err != nil {
 			t.Fatal(err)
 		}
-		newer, err := modules.LayoutOf(types[1])
+		newer, err := contract.LayoutOf(types[1])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,7 +107,7 @@ func TestTextThatJSONCannotCarry(t *testing.T) {
 		{"as a key", "By", notes{By: map[string]string{"\xff": "v"}}},
 	} {
 		var out bytes.Buffer
-		err := modules.State{Value: &tt.value}.Export(&out)
+		err := contract.Write(modules.State{Value: &tt.value}, &out)
 		if tt.want != "" {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || out.Len() > 0 {
 				t.Errorf("%s: %v, %d bytes; want an error about %s", tt.name, err, out.Len(), tt.want)
@@ -115,7 +116,7 @@ func TestTextThatJSONCannotCarry(t *testing.T) {
 		}
 		var back notes
 		if err == nil {
-			err = modules.State{Value: &back}.Restore(0, &out)
+			err = contract.Read(modules.State{Value: &back}, 0, &out)
 		}
 		if err != nil || back.Names[0] != tt.value.Names[0] || back.Names[1] != tt.value.Names[1] {
 			t.Errorf("%s: came back as %q, %v", tt.name, back.Names, err)

@@ -1,4 +1,4 @@
-package modules
+package contract
 
 import (
 	"encoding"
@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"example.org/orchestrator/modules"
 )
 
 // Layout describes the type of a state's value: the path of each field in
@@ -190,7 +192,7 @@ func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
 
 // CheckState refuses a state of which a part would be lost: see [LayoutOf]. It
 // must be that of a module fresh from its factory.
-func CheckState(s State) error {
+func CheckState(s modules.State) error {
 	if _, err := LayoutOf(s.Value); err != nil {
 		return err
 	}
@@ -214,7 +216,7 @@ func promoted(t reflect.Type, method string) error {
 	return fmt.Errorf("%v has %s from what is embedded in it, which would lose its other fields: give that a name", t, method)
 }
 
-// empty tells whether v is left out with omitempty; structs never are.
+// empty reports whether v is left out with omitempty; structs never are.
 func empty(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Map, reflect.Slice, reflect.Array, reflect.String:

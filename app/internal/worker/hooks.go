@@ -1,0 +1,184 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"example.org/orchestrator/app/internal/contract"
+	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/modules"
+)
+
+// fault is an error of a hook.
+func fault(stage, module string, err error) *handoff.UpgradeError {
+	return &handoff.UpgradeError{Stage: stage, Module: module, Err: err}
+}
+
+// inOrder yields the instances in the order of a hook.
+func (s *moduleSet) inOrder(h contract.Hook) iter.Seq[*instance] {
+	if h.Order != contract.Backward {
+		return slices.Values(s.list)
+	}
+	return func(yield func(*instance) bool) {
+		for _, in := range slices.Backward(s.list) {
+			if !yield(in) {
+				return
+			}
+		}
+	}
+}
+
+// do calls a hook of one module, after telling which comes. An error says the
+// stage and the module.
+func (s *moduleSet) do(ctx context.Context, h contract.Hook, in *instance, f func(context.Context) error) error {
+	s.progress(h.Stage, in.name)
+	if err := s.call(ctx, h, f); err != nil {
+		return fault(h.Stage, in.name, err)
+	}
+	return nil
+}
+
+// prepare runs every Prepare.
+func (s *moduleSet) prepare(ctx context.Context) error {
+	for in := range s.inOrder(contract.Prepare) {
+		p, ok := in.module.(modules.Preparer)
+		if !ok {
+			continue
+		}
+		in.touched = true
+		err := s.do(ctx, contract.Prepare, in, func(ctx context.Context) error { return p.Prepare(ctx, in.cfg) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// initialize starts every module and asks for its health. If mayFail(name), a
+// failing module is marked down instead of failing the start: it was already
+// down in the old generation.
+func (s *moduleSet) initialize(ctx context.Context, mayFail func(name string) bool) error {
+	for in := range s.inOrder(contract.Initialize) {
+		err := s.start(ctx, in)
+		if err != nil && !mayFail(in.name) {
+			return err
+		}
+		in.down = err
+	}
+	for in := range s.inOrder(contract.Healthy) {
+		err := s.healthy(ctx, in)
+		if err != nil && !mayFail(in.name) {
+			return err
+		}
+		if in.down == nil {
+			in.down = err
+		}
+	}
+	return nil
+}
+
+// never is for callers that let no module fail.
+func never(string) bool { return false }
+
+// healthy asks a module that runs for its health.
+func (s *moduleSet) healthy(ctx context.Context, in *instance) error {
+	h, ok := in.module.(modules.HealthChecker)
+	if !ok || in.down != nil {
+		return nil
+	}
+	return s.do(ctx, contract.Healthy, in, h.Healthy)
+}
+
+// start initializes one module with a fresh client of the bus.
+func (s *moduleSet) start(ctx context.Context, in *instance) error {
+	in.touched = true
+	in.bus = s.root.Client(in.name)
+	err := s.do(ctx, contract.Initialize, in, func(ctx context.Context) error { return in.module.Initialize(ctx, in.bus, in.cfg) })
+	if err == nil {
+		s.started(in.name, in.module)
+	}
+	return err
+}
+
+// silent is for callers that do not report progress.
+func silent(stage, module string) {}
+
+// shutdown stops every touched module. All are stopped, also when one fails;
+// the first error is returned, except those of modules that mayFail.
+func (s *moduleSet) shutdown(ctx context.Context, mayFail func(name string) bool) error {
+	var first error
+	for in := range s.inOrder(contract.Shutdown) {
+		if err := s.stop(ctx, in); err != nil && first == nil && !mayFail(in.name) {
+			first = err
+		}
+	}
+	return first
+}
+
+// stop stops a module, and then its subscribers.
+func (s *moduleSet) stop(ctx context.Context, in *instance) error {
+	if !in.touched {
+		return nil
+	}
+	in.touched = false
+	err := s.call(ctx, contract.Shutdown, in.module.Shutdown)
+	in.stuck = errors.Is(err, errLate)
+	if in.bus != nil {
+		in.bus.Close()
+		err = errors.Join(err, s.call(ctx, contract.Subscribers, in.bus.Wait))
+	}
+	if in.stuck {
+		err = fmt.Errorf("%w; a reload with --drop-state=%s goes on without its state", err, in.name)
+	}
+	if err != nil {
+		return fault(contract.Shutdown.Stage, in.name, err)
+	}
+	return nil
+}
+
+// errLate marks a hook that has missed its deadline and been left behind.
+var errLate = errors.New("still runs")
+
+// lateTime is how long after its deadline a hook may still return: returning
+// because of the deadline is not the same as missing it.
+const lateTime = 50 * time.Millisecond
+
+// call runs a hook with its deadline and turns a panic into an error. A hook
+// that misses its deadline is left behind: its goroutine ends when it returns.
+func (s *moduleSet) call(ctx context.Context, h contract.Hook, f func(context.Context) error) error {
+	limit := s.hook
+	if debugged() {
+		limit = 24 * time.Hour
+	}
+	over := fmt.Errorf("%s after %v (app.hook_timeout)", h.Name, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, over)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- protect(h.Name, func() error { return f(ctx) }) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(lateTime):
+		return fmt.Errorf("%w: %w", errLate, context.Cause(ctx))
+	}
+}
+
+// protect turns a panic of f into an error.
+func protect(what string, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s panicked: %v\n%s", what, p, debug.Stack())
+		}
+	}()
+	return f()
+}
