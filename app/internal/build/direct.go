@@ -103,7 +103,7 @@ func (d *Direct) Build(ctx context.Context, job Job) (note string, err error) {
 	case off != "":
 		note = off
 	case job.Overlay != nil:
-		note = "from copies that hold still"
+		note = "from copies, because the sources kept changing"
 	case g == nil:
 		note = cmp.Or(why, "the packages are not known yet")
 	default:
@@ -184,9 +184,11 @@ type unit struct {
 	object  string                 // file; "" if it has to be compiled
 }
 
-// files names the files of a package that a build reads or might read.
+// files names the files of a package that a build reads, or may read once their
+// constraints hold. Tests that are left out for such a reason are not among them.
 func (u *unit) files() []string {
-	return slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles, u.IgnoredGoFiles, u.IgnoredOtherFiles)
+	ignored := slices.DeleteFunc(slices.Concat(u.IgnoredGoFiles, u.IgnoredOtherFiles), func(name string) bool { return !sources.Compiled(name) })
+	return slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles, ignored)
 }
 
 // sourceIn identifies what the files of a package say in snap.
@@ -203,10 +205,10 @@ func (u *unit) sourceIn(snap *sources.Snapshot) (sum [sha256.Size]byte, err erro
 	return sum, nil
 }
 
-// namesIn lists what a build may read of the package's folder; with embedded
-// files, everything below it.
+// namesIn lists what a build may read of the package's folder, and what it may
+// embed.
 func (u *unit) namesIn(snap *sources.Snapshot) []string {
-	return snap.Names(u.Dir, len(u.EmbedPatterns) > 0)
+	return snap.Names(u.Dir, u.EmbedPatterns)
 }
 
 // directives of files that the compiler alone does not understand. The others

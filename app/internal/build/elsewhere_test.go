@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"example.org/orchestrator/app/internal/build"
+	"example.org/orchestrator/app/internal/sources"
 )
 
 // TestDirectWithSettings edits, under several flags and layouts of modules, a
@@ -222,5 +223,57 @@ func TestWhatWasLeftOutIsNoticed(t *testing.T) {
 				t.Errorf("afterwards a build = %q, %v; want a direct one", note, err)
 			}
 		})
+	}
+}
+
+// TestWhatIsNoneOfItsBusiness does not keep a build from being direct: a test
+// for another system, and a configuration below a package that embeds files.
+func TestWhatIsNoneOfItsBusiness(t *testing.T) {
+	t.Chdir(t.TempDir())
+	files := tree{}.files()
+	files["a/other_test.go"] = "//go:build !linux\n\npackage a\n"
+	files["d/main.yaml"] = "app:\n"
+	write(t, nil, files)
+	d, _ := newDirect(t)
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		in, err := d.Inputs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap := sources.Take(in.Set(filepath.Join(wd, "d/main.yaml")))
+		note, err := d.Build(t.Context(), build.Job{Out: "x.bin", Sources: snap})
+		if err != nil || i == 2 && note != "" {
+			t.Errorf("build %d: %q, %v", i, note, err)
+		}
+		d.Learned()
+	}
+}
+
+// TestThisModule is built directly, from the second build on.
+func TestThisModule(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it links the whole program")
+	}
+	t.Chdir("../../..")
+	dir := t.TempDir()
+	b, err := build.NewGo(t.Context(), "./cmd/orchestrator", filepath.Join(dir, "tmp"), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := build.NewDirect(b, filepath.Join(dir, "objects"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	for i := range 2 {
+		note, err := d.Build(t.Context(), job(d, filepath.Join(dir, "bin")))
+		if err != nil || i == 1 && note != "" {
+			t.Errorf("build %d: %q, %v", i, note, err)
+		}
+		d.Learned()
 	}
 }

@@ -1,8 +1,11 @@
-// Package console writes lines for people without ever making the writer wait.
+// Package console writes lines for people without making the writer wait for
+// them.
 //
 // A terminal after Ctrl-S, a dead ssh session and a blocked log driver take
-// nothing, for hours perhaps. A [Writer] queues what is written and has one
-// goroutine pass it on; when the queue is full, lines are dropped, and counted.
+// nothing, for hours perhaps. A [Writer] gives each write a moment; what has not
+// been taken by then is queued, and a goroutine passes it on. When the queue is
+// full, writes are dropped, and counted. While somebody reads, a line is out
+// when its write returns, so that a crash does not swallow the last ones.
 package console
 
 import (
@@ -12,52 +15,71 @@ import (
 	"time"
 )
 
-// maxQueued bounds the bytes that wait for a reader.
-const maxQueued = 1 << 20
+const (
+	// maxQueued bounds the bytes that wait for a reader.
+	maxQueued = 1 << 20
+
+	// moment is how long a write may wait for a reader, once: while others are
+	// queued before it, it does not wait at all.
+	moment = 20 * time.Millisecond
+)
 
 // Writer passes writes on to another writer, in order. It is safe for
-// concurrent use, and Write never blocks and never fails.
+// concurrent use, and Write never fails.
 type Writer struct {
 	to io.Writer
 
 	mu      sync.Mutex // guards the fields below
 	queue   [][]byte
 	size    int
-	dropped int  // writes since the last one that found room
-	writing bool // the goroutine runs
-	idle    *sync.Cond
+	dropped int           // writes since the last one that found room
+	empty   chan struct{} // closed when the queue has been written; nil if it is empty
 }
 
 // New returns a Writer to w. There must be one per destination.
-func New(w io.Writer) *Writer {
-	c := &Writer{to: w}
-	c.idle = sync.NewCond(&c.mu)
-	return c
-}
+func New(w io.Writer) *Writer { return &Writer{to: w} }
 
-// Write queues p, which should be whole lines.
+// Write passes p on, which should be whole lines.
 func (c *Writer) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.size+len(p) > maxQueued {
-		c.dropped++
-		return len(p), nil
-	}
-	if c.dropped > 0 {
-		c.push(fmt.Appendf(nil, "(%d lines were not printed: nobody took them)\n", c.dropped))
-		c.dropped = 0
-	}
-	c.push(append([]byte(nil), p...))
-	if !c.writing {
-		c.writing = true
-		go c.run() // it ends with the queue; Flush waits for it
+	if empty := c.push(p); empty != nil {
+		select {
+		case <-empty:
+		case <-time.After(moment):
+		}
 	}
 	return len(p), nil
 }
 
-func (c *Writer) push(p []byte) {
+// push queues p. Its result is not nil if nothing was queued before: it is
+// closed when p has been written.
+func (c *Writer) push(p []byte) (empty <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.size > 0 && c.size+len(p) > maxQueued {
+		c.dropped++
+		return nil
+	}
+	c.noticeLocked()
+	c.addLocked(append([]byte(nil), p...))
+	if c.empty != nil {
+		return nil
+	}
+	c.empty = make(chan struct{})
+	go c.run() // it ends with the queue; Flush waits for it
+	return c.empty
+}
+
+func (c *Writer) addLocked(p []byte) {
 	c.queue = append(c.queue, p)
 	c.size += len(p)
+}
+
+// noticeLocked says what is missing.
+func (c *Writer) noticeLocked() {
+	if c.dropped > 0 {
+		c.addLocked(fmt.Appendf(nil, "(%d messages were dropped: nobody was reading)\n", c.dropped))
+		c.dropped = 0
+	}
 }
 
 // run writes until nothing is queued.
@@ -71,27 +93,28 @@ func (c *Writer) run() {
 		c.to.Write(p) // whoever has closed the other end wants no error either
 		c.mu.Lock()
 		c.size -= len(p)
+		if len(c.queue) == 0 {
+			c.noticeLocked()
+		}
 	}
 	c.queue = nil
-	c.writing = false
-	c.idle.Broadcast()
+	close(c.empty)
+	c.empty = nil
 }
 
 // Flush waits until everything has been written, at most for limit. It reports
 // whether that is so.
 func (c *Writer) Flush(limit time.Duration) bool {
-	late := false
-	timer := time.AfterFunc(limit, func() {
-		c.mu.Lock()
-		late = true
-		c.mu.Unlock()
-		c.idle.Broadcast()
-	})
-	defer timer.Stop()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.writing && !late {
-		c.idle.Wait()
+	empty := c.empty
+	c.mu.Unlock()
+	if empty == nil {
+		return true
 	}
-	return !c.writing
+	select {
+	case <-empty:
+		return true
+	case <-time.After(limit):
+		return false
+	}
 }

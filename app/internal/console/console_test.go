@@ -51,26 +51,55 @@ func TestLinesArriveInOrder(t *testing.T) {
 	})
 }
 
-// TestNobodyReads writes far more than is kept: no write waits, and what is
-// missing is told once somebody reads again.
+// TestALineIsOutWhenItsWriteReturns, as long as somebody reads: or a crash would
+// swallow it.
+func TestALineIsOutWhenItsWriteReturns(t *testing.T) {
+	out := &stuck{open: make(chan struct{})}
+	close(out.open)
+	w := console.New(out)
+	want := ""
+	for i := range 200 {
+		fmt.Fprintln(w, i)
+		if want += fmt.Sprintln(i); out.String() != want {
+			t.Fatalf("after line %d it is %q", i, out)
+		}
+	}
+}
+
+// TestNobodyReads writes far more than is kept: only the first write waits, for
+// a moment, and what is missing is told once somebody reads again.
 func TestNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &stuck{open: make(chan struct{})}
 		w := console.New(out)
 		line := strings.Repeat("x", 999) + "\n"
+		began := time.Now()
 		for range 5000 {
 			io.WriteString(w, line)
+		}
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("writing took %v", took)
 		}
 		close(out.open)
 		if !w.Flush(time.Second) {
 			t.Fatal("Flush = false")
 		}
-		kept := strings.Count(out.String(), "\n")
-		io.WriteString(w, "again\n")
-		w.Flush(time.Second)
-		want := fmt.Sprintf("(%d lines were not printed: nobody took them)\nagain\n", 5000-kept)
+		kept := strings.Count(out.String(), line)
+		want := fmt.Sprintf("%s(%d messages were dropped: nobody was reading)\n", line, 5000-kept)
 		if kept == 5000 || !strings.HasSuffix(out.String(), want) {
-			t.Errorf("%d lines were kept, and the end is %.80q, want %q", kept, out.String()[kept*len(line):], want)
+			t.Errorf("%d lines were kept, and the end is %.80q", kept, out.String()[kept*len(line):])
 		}
 	})
+}
+
+// TestOneLargeMessage is written, however large it is.
+func TestOneLargeMessage(t *testing.T) {
+	out := &stuck{open: make(chan struct{})}
+	close(out.open)
+	w := console.New(out)
+	large := strings.Repeat("x", 3<<20)
+	io.WriteString(w, large)
+	if !w.Flush(10*time.Second) || out.String() != large {
+		t.Errorf("%d bytes were written, want %d", len(out.String()), len(large))
+	}
 }

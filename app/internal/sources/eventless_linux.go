@@ -16,10 +16,10 @@ var eventless = map[uint32]string{
 	0x00c36400: "Ceph",
 }
 
-// withoutEvents names the file system of dir if it gives no events.
-func withoutEvents(dir string) string {
+// withoutEvents names the file system of path if it gives no events.
+func withoutEvents(path string) string {
 	var stat syscall.Statfs_t
-	if syscall.Statfs(dir, &stat) != nil {
+	if syscall.Statfs(path, &stat) != nil {
 		return ""
 	}
 	return eventless[uint32(stat.Type)]

@@ -130,9 +130,9 @@ func (in *Inputs) PackageOf(file string) (importPath string, ok bool) {
 	return "", false
 }
 
-// Around is the packages that depend on the one called path, that it depends
-// on, and itself; programs are left out.
-func (in *Inputs) Around(path string) map[string]bool {
+// Related is the packages that the one called path depends on, those that
+// depend on it, and itself; programs are left out.
+func (in *Inputs) Related(path string) map[string]bool {
 	imports := map[string][]string{}
 	for from, p := range in.Packages {
 		imports[from] = p.Imports
@@ -148,15 +148,15 @@ func (in *Inputs) Around(path string) map[string]bool {
 	return all
 }
 
-// importers is the arrows of the imports, turned around.
+// importers maps a package to those that import it.
 func (in *Inputs) importers() map[string][]string {
-	arrows := map[string][]string{}
+	by := map[string][]string{}
 	for path, p := range in.Packages {
 		for _, i := range p.Imports {
-			arrows[i] = append(arrows[i], path)
+			by[i] = append(by[i], path)
 		}
 	}
-	return arrows
+	return by
 }
 
 // reach marks path and everything that arrows lead to from it.

@@ -1,7 +1,6 @@
 package sources
 
 import (
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -9,17 +8,17 @@ import (
 	"strings"
 )
 
-// Set is where the files of a program are. A file that does not exist yet is
-// part of it too.
+// Set is the files of a program, by where they are. A file that does not exist
+// yet is part of it too.
 type Set struct {
-	Dirs    []string // every file in them that a Go build may read, tests excepted
-	Folders []string // every file in them
-	Trees   []string // every file below them
-	Files   []string
+	Dirs    []string // folders of packages: every file that a Go build may read, except tests
+	Folders []string // folders of embedded files: every file in them
+	Trees   []string // likewise, and every file below them
+	Files   []string // single files
 }
 
 // extensions of the files that a Go build may read.
-var extensions = []string{".go", ".c", ".cc", ".cpp", ".cxx", ".m", ".h", ".hh", ".hpp", ".hxx", ".f", ".F", ".for", ".f90", ".s", ".S", ".sx", ".swig", ".swigcxx", ".syso", ".pgo"}
+var extensions = []string{".go", ".c", ".cc", ".cpp", ".cxx", ".m", ".h", ".hh", ".hpp", ".hxx", ".f", ".F", ".for", ".f90", ".s", ".S", ".sx", ".swig", ".swigcxx", ".syso"}
 
 // Compiled reports whether a Go build may read a file of this name. It does
 // not read tests, nor files that begin with a dot or an underscore.
@@ -79,16 +78,17 @@ func files(dir string) []string {
 func Copy(s Set, dir string) (copies map[string]string, snap *Snapshot, err error) {
 	copies, snap = map[string]string{}, newSnapshot()
 	s.each(func(path string) {
+		if err != nil {
+			return
+		}
 		data, info, ok := read(path)
 		if !ok {
 			return
 		}
 		to := filepath.Join(dir, path)
-		mkErr := os.MkdirAll(filepath.Dir(to), 0o755)
-		if mkErr == nil {
-			mkErr = os.WriteFile(to, data, 0o644)
+		if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
+			err = os.WriteFile(to, data, 0o644)
 		}
-		err = errors.Join(err, mkErr)
 		copies[path] = to
 		snap.add(path, data, info)
 	})

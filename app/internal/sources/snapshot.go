@@ -2,7 +2,7 @@
 // look at them again.
 //
 // [Inputs] is what a build reads, [Set] where that lies, [Snapshot] its content
-// at one moment. It is level-triggered: two snapshots are compared. A [Watcher]
+// at one moment. Watching is level-triggered: two snapshots are compared. A [Watcher]
 // only says that something may have changed; whatever events are lost, doubled
 // or meaningless, the next look finds the truth.
 package sources
@@ -14,15 +14,17 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // Sum identifies the content of a file.
 type Sum [sha256.Size]byte
 
-// Snapshot is the content of a set at one moment. It does not change, so a
-// save takes one and hands it on: each file is read and hashed once. A nil
-// Snapshot has no files.
+// Snapshot is the content of a set at one moment. It does not change, so it can
+// be handed on: during a save each file is read and hashed once. A nil Snapshot
+// has no files.
 type Snapshot struct {
 	files map[string]file
 	data  map[string][]byte // of a few files, see [Snapshot.Content]
@@ -85,12 +87,16 @@ func (s *Snapshot) Content(path string) (data []byte, ok bool) {
 	return data, ok && sha256.Sum256(data) == sum
 }
 
+// reads counts the files that were read, for tests.
+var reads atomic.Int64
+
 // read reads a regular file. info is from before it was read.
 func read(path string) (data []byte, info fs.FileInfo, ok bool) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() { // reading a pipe would block
 		return nil, nil, false
 	}
+	reads.Add(1)
 	data, err = os.ReadFile(path)
 	return data, info, err == nil
 }
@@ -108,21 +114,34 @@ func (s *Snapshot) Sum(path string) (sum Sum, ok bool) {
 	return f.sum, ok
 }
 
-// Names lists the files directly in dir, sorted, that a Go build may read; with
-// below it lists every file below dir, by its whole path.
-func (s *Snapshot) Names(dir string, below bool) []string {
+// Names lists, sorted and relative to it, the files of a package's folder that a
+// Go build may read: those directly in it, and what these patterns embed.
+func (s *Snapshot) Names(dir string, patterns []string) []string {
 	names := []string{}
-	prefix := dir + string(filepath.Separator)
 	for path := range s.files {
-		switch {
-		case below && len(path) > len(prefix) && path[:len(prefix)] == prefix:
-			names = append(names, path)
-		case !below && filepath.Dir(path) == dir && Compiled(filepath.Base(path)):
-			names = append(names, filepath.Base(path))
+		name, err := filepath.Rel(dir, path)
+		if err != nil || strings.HasPrefix(name, "..") {
+			continue
+		}
+		direct := filepath.Base(name) == name && Compiled(name)
+		if direct || slices.ContainsFunc(patterns, func(pattern string) bool { return embeds(pattern, name) }) {
+			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	return names
+}
+
+// embeds reports whether a pattern of //go:embed matches a file or a folder
+// above it.
+func embeds(pattern, name string) bool {
+	pattern = strings.TrimPrefix(pattern, "all:")
+	for ; name != "."; name = filepath.Dir(name) {
+		if ok, err := filepath.Match(pattern, name); ok || err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // Equal reports whether both have the same files with the same content.
@@ -168,14 +187,17 @@ func (s *Snapshot) Current(set Set) bool {
 	return same && n == len(s.all())
 }
 
-// young is how old a file's times must be for equal times to mean equal
-// content: clocks of file systems tick slowly.
-const young = 100 * time.Millisecond
+// settleTime is how long before a snapshot a file must have been changed last
+// for equal times to mean equal content: some file systems know whole seconds,
+// and some every other.
+const settleTime = 2*time.Second + 100*time.Millisecond
 
-// Holds reports whether a file still has the content that s saw.
+// Holds reports whether a file still has the content that s saw. What a program
+// writes through a mapping into memory may escape it, for as long as the page
+// is dirty.
 func (s *Snapshot) Holds(path string) bool {
-	f, ok := s.files[path]
-	if !ok {
+	f, known := s.files[path]
+	if !known {
 		return false
 	}
 	info, err := os.Stat(path)
@@ -183,12 +205,12 @@ func (s *Snapshot) Holds(path string) bool {
 		return false
 	}
 	now := stampOf(info)
-	settled := s.taken.Add(-young)
-	if now == f.stamp && !now.changed.IsZero() && now.modified.Before(settled) && now.changed.Before(settled) && withoutEvents(filepath.Dir(path)) == "" {
+	settled := s.taken.Add(-settleTime)
+	if now == f.stamp && !now.changed.IsZero() && now.modified.Before(settled) && now.changed.Before(settled) && withoutEvents(path) == "" {
 		return true
 	}
-	data, err := os.ReadFile(path)
-	return err == nil && sha256.Sum256(data) == f.sum
+	data, _, ok := read(path)
+	return ok && sha256.Sum256(data) == f.sum
 }
 
 // stamp identifies names, sizes and times of everything in s: it is cheaper

@@ -271,3 +271,44 @@ func TestAPipeIsNoSource(t *testing.T) {
 		t.Errorf("Diff = %q, want none", after.Diff(before))
 	}
 }
+
+// TestNames lists what may be read of one package, wherever else the snapshot
+// has been.
+func TestNames(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a.go", "a_test.go", "README.md", "page.html", "deep/b.go", "web/dist/app.js", "config/main.yaml"} {
+		write(t, dir+"/"+name, "x")
+	}
+	snap := sources.Take(sources.Set{Trees: []string{dir}})
+	for _, tt := range []struct {
+		patterns []string
+		want     string
+	}{
+		{nil, "a.go"},
+		{[]string{"*.html"}, "a.go page.html"},
+		{[]string{"web/dist"}, "a.go web/dist/app.js"},
+		{[]string{"all:web"}, "a.go web/dist/app.js"},
+		{[]string{"web/*/*.js"}, "a.go web/dist/app.js"},
+	} {
+		if got := strings.Join(snap.Names(dir, tt.patterns), " "); got != tt.want {
+			t.Errorf("Names(%q) = %s, want %s", tt.patterns, got, tt.want)
+		}
+	}
+}
+
+// TestCoarseTimes: a file that has changed within the second before the snapshot
+// is read again, whatever its times say: some file systems know no more.
+func TestCoarseTimes(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.go", "old")
+	set := sources.Set{Dirs: []string{dir}}
+	snap := sources.Take(set)
+	if reads := sources.CountReads(func() { snap.Current(set) }); reads != 1 {
+		t.Errorf("a young file was read %d times, want once", reads)
+	}
+	past := time.Now().Add(-time.Hour)
+	os.Chtimes(dir+"/a.go", past, past) // which the inode's own time tells
+	if reads := sources.CountReads(func() { snap.Current(set) }); reads != 1 {
+		t.Errorf("a file with an old time of a young inode was read %d times, want once", reads)
+	}
+}

@@ -62,6 +62,15 @@ func (b *builds) serves(generation int, upgraded bool) (copyIt bool) {
 	return true
 }
 
+// copied notes where the copy of a generation's binary is. If it turns out that
+// the generation before was of the same build, that one is not an older build.
+func (b *builds) copied(generation int, kept string) {
+	b.copy[generation] = kept
+	if generation == b.lastServed && b.older == kept {
+		b.older = b.oldest
+	}
+}
+
 // servesOn notes that a generation serves again, or still.
 func (b *builds) servesOn(generation int) {
 	if b.lastServed != generation { // another had taken over
@@ -72,10 +81,9 @@ func (b *builds) servesOn(generation int) {
 
 func (b *builds) inDir(binary string) bool { return filepath.Dir(filepath.Dir(binary)) == b.dir }
 
-// unneeded removes what is known of generations that are gone, and returns the
-// folders of dir whose builds nobody runs or would be started from. Running
-// reports whether a generation is alive; also are builds that are needed for
-// other reasons.
+// unneeded forgets generations that are gone, and returns those of the folders
+// whose builds nobody runs or would be started from. The builds in also are
+// needed for other reasons.
 func (b *builds) unneeded(folders []string, running func(generation int) bool, also ...string) (remove []string) {
 	needed := map[string]bool{"new": true}
 	for _, binary := range also {

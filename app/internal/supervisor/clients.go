@@ -26,11 +26,17 @@ func (s *supervisor) serveClient(c *wire.Conn) {
 		if !s.post(reloadAsked{r}) {
 			return
 		}
+		var outcome client.Outcome
 		select {
-		case outcome := <-r.reply:
-			c.Send(control.Message{Type: control.TypeOutcome, Outcome: &outcome})
+		case outcome = <-r.reply:
 		case <-s.ended:
+			select {
+			case outcome = <-r.reply:
+			default:
+				return
+			}
 		}
+		c.Send(control.Message{Type: control.TypeOutcome, Outcome: &outcome})
 	case m.Type == control.TypeStatus:
 		if status, ok := s.askStatus(); ok {
 			c.Send(control.Message{Type: control.TypeStatus, Status: &status})

@@ -37,14 +37,12 @@ type facts struct {
 	generation int             // reached or tried, unless a report says; 0 for none
 	serving    int             // the generation that serves now; 0 for none
 	trigger    []string        // paths
-	modules    []string        // that were to change, unless a report says
 	build      time.Duration   // how long building took; 0 for no build
 	total      time.Duration
 	notes      []string
 }
 
-// verdict is the table of all outcomes. Whoever died or was given up, the rest
-// follows from what is left.
+// verdict is the table of all outcomes.
 func (f *facts) verdict() client.Verdict {
 	switch f.end {
 	case endUnchanged:
@@ -87,7 +85,7 @@ func conclude(f facts) client.Outcome {
 		Generation: f.generation,
 		Serving:    f.serving,
 		Trigger:    orEmpty(f.trigger),
-		Modules:    orEmpty(f.modules),
+		Modules:    []string{},
 		StagesMS:   map[client.Stage]float64{},
 		TotalMS:    milliseconds(f.total),
 		Stage:      f.stage,
@@ -149,14 +147,19 @@ func affected(says *control.Serving, packages []string, unknown bool) []string {
 	return names
 }
 
+type here struct{}
+
+// supervisorPackage is the import path of this package.
+var supervisorPackage = reflect.TypeFor[here]().PkgPath()
+
 // ownCode names the changed packages whose code this process runs too: no
-// reload replaces that. main is left out, which is mostly the list of modules.
+// reload replaces that. It is what this package depends on, and what depends on
+// it, except main, which is mostly the list of modules.
 func ownCode(in *sources.Inputs, changed []string) []string {
 	if in == nil {
 		return nil
 	}
-	type here struct{}
-	own := in.Around(reflect.TypeFor[here]().PkgPath())
+	own := in.Related(supervisorPackage)
 	var found []string
 	for _, path := range changed {
 		if pkg, ok := in.PackageOf(path); ok && own[pkg] {

@@ -65,7 +65,8 @@ func (j *job) end(why error) {
 // toBinary makes the job one that needs no build.
 func (j *job) toBinary(binary string) { j.binary, j.snap, j.unknown = binary, nil, true }
 
-// overdue reports whether the next build has to finish, whatever is saved.
+// overdue reports whether the next build must not be cancelled any more, so that
+// a stream of saves starves nobody.
 func (j *job) overdue() bool {
 	return j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
 }
@@ -147,13 +148,13 @@ func (s *supervisor) next() {
 	}
 }
 
-// jobExpired ends the job if nobody waits for it any more, and reports whether
-// it did.
-func (s *supervisor) jobExpired() bool {
+// jobExpired ends the job, which is in this stage, if nobody waits for it any
+// more. It reports whether it did.
+func (s *supervisor) jobExpired(stage client.Stage) bool {
 	if s.job.expired == nil {
 		return false
 	}
-	s.failed(facts{end: endRefused, stage: client.StageBuild, err: s.job.expired.Error()})
+	s.failed(facts{end: endRefused, stage: stage, err: s.job.expired.Error()})
 	return true
 }
 
@@ -185,7 +186,7 @@ func (s *supervisor) failed(f facts) {
 // believe ends a job that has failed, unless the sources have changed since.
 func (s *supervisor) believe() {
 	j := s.job
-	if j.snap != nil && !j.snap.Current(s.plan.set) {
+	if s.plan.watcher != nil && !j.repair && j.snap != nil && !j.snap.Current(s.plan.set) {
 		s.start(&job{began: j.began, snap: s.plan.look()})
 		return
 	}

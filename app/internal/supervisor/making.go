@@ -37,7 +37,7 @@ func (s *supervisor) builderMade(h builderMade) {
 		h.builder.Close()
 	}
 	switch {
-	case s.job != h.j || s.jobExpired():
+	case s.job != h.j || s.jobExpired(client.StageBuild):
 	case s.plan.builder == nil:
 		s.buildFailed(h.err)
 	default:
@@ -63,7 +63,7 @@ func (s *supervisor) buildAnew() {
 // build builds the job's snapshot, after finding out what that build reads if
 // it may read something else than the last one.
 func (s *supervisor) build() {
-	if !s.job.overdue() && s.plan.stale(s.job.snap) {
+	if s.plan.stale(s.job.snap) {
 		s.list()
 		return
 	}
@@ -79,6 +79,10 @@ func (s *supervisor) list() {
 	s.tasks.Go(func() {
 		began := time.Now()
 		inputs, err := builder.Inputs(ctx)
+		if ctx.Err() != nil { // nobody wants to know any more
+			s.post(listed{j: j, err: err})
+			return
+		}
 		newSet := inputs.Set(config)
 		s.post(listed{
 			j:       j,
@@ -92,7 +96,11 @@ func (s *supervisor) list() {
 
 func (s *supervisor) listed(h listed) {
 	j, p := h.j, &s.plan
-	if s.job != j || s.jobExpired() {
+	if s.job != j || s.jobExpired(client.StageBuild) {
+		return
+	}
+	if h.inputs == nil { // it was cancelled
+		s.buildFailed(h.err)
 		return
 	}
 	if h.err == nil || p.inputs == nil {
@@ -108,7 +116,7 @@ func (s *supervisor) listed(h listed) {
 			s.list()
 			return
 		}
-		p.listed = nil // go on, but trust the list once only
+		p.listed = nil // go on, and ask again before the next build
 	}
 	if h.err != nil {
 		p.listed = nil // these inputs are of something else
@@ -138,6 +146,7 @@ func (s *supervisor) buildListed() {
 	switch {
 	case len(j.paths) == 0 && len(j.requests) == 0 && !j.forced: // the change was undone meanwhile
 		s.job, p.refused = nil, nil
+		s.next()
 	case len(p.code(j.paths)) > 0 || j.forced || p.current.binary == "":
 		s.compile(copies)
 	case len(j.paths) > 0 && !j.waited && halfWritten(p.config):
@@ -225,7 +234,7 @@ func (s *supervisor) built(h built) {
 	j, p := h.j, &s.plan
 	j.buildTime += h.took
 	j.note = h.note
-	if s.job != j || s.stop.begun || s.jobExpired() {
+	if s.job != j || s.stop.begun || s.jobExpired(client.StageBuild) {
 		return
 	}
 	if !j.frozen && (j.again || !j.snap.Current(p.set)) {
@@ -259,7 +268,7 @@ func (s *supervisor) builtFirst(binary string, err error) {
 	}
 	if err := s.startFirst(p.current.binary); err != nil {
 		s.printf("%v", err)
-		s.stop.begun, s.stop.code = true, 1
+		s.cannotStart(1)
 	}
 }
 

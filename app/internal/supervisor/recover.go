@@ -39,7 +39,6 @@ func (s *supervisor) crashed(w *worker) {
 }
 
 // diedUpgrading ends a job whose upgrade has killed the generation that did it.
-// Nobody is left to tell the modules, and the crash itself is told by others.
 func (s *supervisor) diedUpgrading(w *worker, c *client.Crash) {
 	j := s.job
 	stage := client.StageStart
@@ -50,6 +49,7 @@ func (s *supervisor) diedUpgrading(w *worker, c *client.Crash) {
 	s.job = nil
 	s.last, s.plan.refused = &o, j.snap
 	s.printf("%s", o.String())
+	s.publishFailure(w, o, j.changed, j.unknown)
 	for _, r := range j.requests {
 		r.answer(o)
 	}
@@ -58,10 +58,11 @@ func (s *supervisor) diedUpgrading(w *worker, c *client.Crash) {
 // diedInStandby ends a probation in which both generations have died.
 func (s *supervisor) diedInStandby(w *worker, c *client.Crash) {
 	p := s.standby
-	now := conclude(facts{end: endDiedAfter, err: fmt.Sprintf("generation %d died after it took over: %s", w.generation, c.Error), lost: c.Lost})
+	now := conclude(facts{end: endDiedAfter, stage: client.StageProbation, err: fmt.Sprintf("generation %d died after it took over: %s", w.generation, c.Error), lost: c.Lost})
 	p.outcome = revise(p.outcome, now)
 	o := p.outcome
 	s.last = &o
+	s.publishFailure(w, o, p.changed, p.unknown)
 	s.endStandby(client.ProbationFailed)
 }
 
@@ -167,7 +168,7 @@ func (s *supervisor) copied(h copied) {
 		s.opts.Log.Warn("cannot keep a copy of the binary; should it crash, it is started from its path", "binary", h.binary, "err", h.err)
 		return
 	}
-	s.builds.copy[h.generation] = h.kept
+	s.builds.copied(h.generation, h.kept)
 }
 
 // prune removes builds that nobody runs or would be started from.

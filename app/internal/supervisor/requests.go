@@ -10,8 +10,9 @@ import (
 )
 
 var (
-	errStopping = errors.New("the program is stopping")
-	errTimeout  = errors.New("the timeout of the reload is over")
+	errStopping   = errors.New("the program is stopping")
+	errNotStarted = errors.New("the program could not start")
+	errTimeout    = errors.New("the timeout of the reload is over")
 )
 
 // request asks for a reload. There is one attempt at a time and one that

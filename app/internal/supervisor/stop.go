@@ -84,8 +84,14 @@ func (s *supervisor) firstExited(status proc.Status) {
 		s.restartIfGone()
 	default:
 		s.printf("the program could not start (process %d: %s)", pid, status)
-		s.stop.begun, s.stop.code = true, max(1, status.Code)
+		s.cannotStart(max(1, status.Code))
 	}
+}
+
+// cannotStart ends the program, which has never served.
+func (s *supervisor) cannotStart(code int) {
+	s.stop.begun, s.stop.code = true, code
+	s.abandon(errNotStarted)
 }
 
 // stopped makes sure that nothing is left.

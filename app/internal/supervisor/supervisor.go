@@ -74,6 +74,7 @@ func newSupervisor(opts Options, sys system) *supervisor {
 
 // run is the whole life of a supervisor. It returns the program's exit code.
 func (s *supervisor) run() (int, error) {
+	s.stop.terminal = s.sys.terminal() // before anything that may take a while
 	unlock, err := s.sys.lock()
 	if err != nil {
 		return 1, err
@@ -148,7 +149,6 @@ func (s *supervisor) signal(sig syscall.Signal) {
 
 // begin starts the first generation, from the sources in development.
 func (s *supervisor) begin() error {
-	s.stop.terminal = s.sys.terminal()
 	if !s.opts.HotReload {
 		s.plan.current.binary = s.opts.Binary
 		return s.startFirst(s.opts.Binary)
@@ -181,9 +181,9 @@ func (s *supervisor) startFirst(binary string) error {
 }
 
 // restoreRunDir makes the run_dir again if somebody has removed it, as cleaners
-// of temporary folders do. Running workers, and the generations that inherit
-// from them, keep holding the lock on the deleted file; until a fresh start the
-// next run cannot wait for them.
+// of temporary folders do. Running workers still hold the lock of the removed
+// folder, and so do all generations that inherit from them: should this process
+// die, a new run would not see them and would not wait for them.
 func (s *supervisor) restoreRunDir() {
 	if _, err := os.Stat(wire.Socket(s.opts.RunDir)); !errors.Is(err, os.ErrNotExist) {
 		return
@@ -235,9 +235,18 @@ func (s *supervisor) setHotReload(on bool) {
 // tellFailure publishes that a reload failed: here, where it is known, and to
 // the modules.
 func (s *supervisor) tellFailure(o client.Outcome, changed []string, unknown bool) {
+	app := s.publishFailure(s.workers.serving, o, changed, unknown)
+	if w := s.workers.serving; w != nil {
+		s.send(w, control.Message{Type: control.TypeFailure, Failure: &control.Failure{App: app, RolledBack: o.Verdict == client.RolledBack}})
+	}
+}
+
+// publishFailure publishes that a reload failed to whoever follows the events.
+// It concerns the modules of w, which serves or has served until now.
+func (s *supervisor) publishFailure(w *worker, o client.Outcome, changed []string, unknown bool) topics.App {
 	var says *control.Serving
-	if s.workers.serving != nil {
-		says = s.workers.serving.says
+	if w != nil {
+		says = w.says
 	}
 	names := affected(says, changed, unknown)
 	if o.FailedModule != "" && !slices.Contains(names, o.FailedModule) {
@@ -256,9 +265,7 @@ func (s *supervisor) tellFailure(o client.Outcome, changed []string, unknown boo
 		PauseMS: o.StagesMS[client.StagePause], Held: o.Held, Moved: o.Moved, Forwarded: o.Forwarded, Cancelled: o.Cancelled,
 	}
 	s.publish(topics.AppReloadFailed.Name(), app)
-	if w := s.workers.serving; w != nil {
-		s.send(w, control.Message{Type: control.TypeFailure, Failure: &control.Failure{App: app, RolledBack: o.Verdict == client.RolledBack}})
-	}
+	return app
 }
 
 // publish adds an event of the supervisor's own.

@@ -156,7 +156,7 @@ func (s *supervisor) rolledBack(now client.Outcome) {
 	if j.phase >= buildPhase && j.phase <= upgradePhase && j.snap != nil && !j.repair {
 		s.nameChange()
 	}
-	if j.phase == upgradePhase { // its order went to the generation that failed
+	if j.phase == upgradePhase && !s.jobExpired(client.StageStart) { // its order went to the generation that failed
 		s.upgrade()
 	}
 }

@@ -97,14 +97,22 @@ func (s *supervisor) accept(ln net.Listener) {
 	}
 }
 
+// lastAnswerTime is how long a client has to take its answer at the end.
+const lastAnswerTime = time.Second
+
 // greet serves one connection, as long as it and the loop last.
 func (s *supervisor) greet(conn net.Conn) {
 	done := make(chan struct{})
 	defer close(done)
 	s.tasks.Go(func() {
 		select {
-		case <-s.ended:
 		case <-done:
+		case <-s.ended:
+			conn.SetReadDeadline(time.Unix(1, 0)) // it has nothing more to say
+			select {
+			case <-done:
+			case <-time.After(lastAnswerTime):
+			}
 		}
 		conn.Close()
 	})
@@ -244,6 +252,9 @@ func (s *supervisor) hearDrained(w *worker, m control.Message) {
 	}
 	if s.last != nil && s.last.Generation == m.Drained.Generation {
 		s.last.Closed = m.Drained.Closed
+	}
+	if s.standby != nil && s.standby.generation == m.Drained.Generation {
+		s.standby.outcome.Closed = m.Drained.Closed
 	}
 	if m.Drained.Closed > 0 {
 		s.printf("generation %d has closed %d connections that could not move and were still open after app.drain", w.generation, m.Drained.Closed)

@@ -50,6 +50,8 @@ type world struct {
 	startErr error // of the next start
 	locked   int
 	terminal bool
+
+	whileLocking func() // what happens while the lock is awaited; nil for nothing
 }
 
 // process is one that the supervisor can see.
@@ -155,6 +157,9 @@ func (w *world) system() system {
 			defer w.mu.Unlock()
 			if w.locked < 0 {
 				return nil, errors.New("already running here")
+			}
+			if w.whileLocking != nil {
+				w.whileLocking()
 			}
 			w.locked++
 			err := os.MkdirAll(w.opts.RunDir, 0o755)
@@ -590,6 +595,9 @@ func (b *fakeBuilder) Inputs(context.Context) (*sources.Inputs, error) {
 	in := &sources.Inputs{Root: b.w.dir, Packages: map[string]sources.Package{
 		"p/hello": {ImportPath: "p/hello", Dir: b.w.dir, Files: []string{filepath.Base(source)}},
 	}}
+	if text, _ := os.ReadFile(filepath.Join(b.w.dir, source)); strings.Contains(string(text), "p/extra") {
+		in.Packages["p/extra"] = sources.Package{ImportPath: "p/extra", Dir: filepath.Join(b.w.dir, "extra"), Files: []string{"x.go"}}
+	}
 	if b.onList != nil {
 		b.onList()
 	}
