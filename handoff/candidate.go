@@ -15,27 +15,37 @@ import (
 
 // Candidate is the next generation as the serving one sees it.
 type Candidate struct {
-	link     link
+	link     link // nil before the candidate has connected
+	process  process
 	protocol int // the version that both speak
 	hello    Hello
-	room     int      // for connections, in descriptors; -1 if unknown
-	made     []string // Unix sockets that only it has made
-	pid      int
-	socket   string
-	exited   chan struct{} // closed when tableflip's Upgrade has returned
-	err      error         // the result; valid once exited is closed
+	room     int           // for connections, in descriptors; -1 if unknown
+	made     []string      // Unix sockets that only it has made
 	told     bool          // that it shall serve
 	at       message       // the last progress the candidate reported
 	reported *UpgradeError // what the candidate itself said, if it failed
+}
+
+// process is the candidate's process, as the old generation sees it.
+type process interface {
+	// ended is closed when the process is dead and reaped, or has become the
+	// serving generation for good. Then err says which: nil is the latter.
+	ended() <-chan struct{}
+	err() error
+	// kill tries to kill the process. It may not be there yet, or not be
+	// found.
+	kill()
+	// known tells the process its PID, which it may not know by itself.
+	known(pid int)
 }
 
 // accept waits for the candidate's connection and its hello.
 func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() {
+	go func() { // ends with ctx
 		select {
-		case <-c.exited:
+		case <-c.process.ended():
 			cancel(errExited)
 		case <-ctx.Done():
 		}
@@ -46,7 +56,13 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	if err != nil {
 		return cause(ctx, err)
 	}
-	c.link = link{conn: conn, side: failpoint.Old}
+	c.link = &socketLink{conn: conn, side: failpoint.Old}
+	return c.greet(ctx, peerPID(conn))
+}
+
+// greet waits for the candidate's hello. peer is its process, 0 if that is not
+// known.
+func (c *Candidate) greet(ctx context.Context, peer int) error {
 	m, files, err := c.link.receive(ctx)
 	closeAll(files)
 	switch {
@@ -57,10 +73,11 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	case m.MinProtocol > protocol || m.Protocol < minProtocol:
 		return fmt.Errorf("the candidate speaks handoff protocol %d to %d, this generation %d to %d: restart run", m.MinProtocol, m.Protocol, minProtocol, protocol)
 	}
-	if pid := peerPID(conn); pid != 0 && pid != m.PID {
-		return fmt.Errorf("process %d says it is %d: %w", pid, m.PID, errGarbage)
+	if peer != 0 && peer != m.PID {
+		return fmt.Errorf("process %d says it is %d: %w", peer, m.PID, errGarbage)
 	}
-	c.pid, c.hello, c.protocol = m.PID, *m.Hello, min(protocol, m.Protocol)
+	c.process.known(m.PID)
+	c.hello, c.protocol = *m.Hello, min(protocol, m.Protocol)
 	return nil
 }
 
@@ -76,9 +93,6 @@ const reservedFiles = 32
 // is not known. It is known once the candidate has prepared.
 func (c *Candidate) Room() int { return c.room }
 
-// PID is the candidate's process.
-func (c *Candidate) PID() int { return c.pid }
-
 // Welcome answers the hello and waits until the candidate has prepared.
 func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: c.protocol, Welcome: &w}); err != nil {
@@ -92,7 +106,7 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 // healthy.
 func (c *Candidate) Transfer(ctx context.Context, states *States) error {
 	seal(states.file)
-	if err := c.link.sendFile(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
+	if err := c.link.send(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
 		return c.failure(StageRestore, err)
 	}
 	return c.await(ctx, typeHealthy, StageInitialize)
@@ -114,7 +128,7 @@ func (c *Candidate) Committed() bool { return c.told }
 // Move passes connections. Those that the candidate has acknowledged are
 // closed here; an error leaves the others with the caller.
 func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err error) {
-	if left, err = c.link.sendConns(ctx, conns); err == nil {
+	if left, err = sendConns(ctx, c.link, conns); err == nil {
 		err = c.link.send(ctx, message{Type: typeEnd})
 	}
 	if err != nil {
@@ -154,7 +168,7 @@ func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-c
 			last = true
 		case <-cut:
 			return nil
-		case <-c.exited:
+		case <-c.process.ended():
 			return c.failure(StageProbation, errExited)
 		case <-ctx.Done():
 			return c.failure(StageProbation, context.Cause(ctx))
@@ -186,8 +200,8 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 	case m.Type == typeWell:
 		closeAll(files)
 		return nil
-	case m.Type == typeReturned && len(files) == 1:
-		states, err := receivedStates(files[0], m.States)
+	case m.Type == typeReturned:
+		states, err := receivedStates(files, m.States)
 		if err != nil {
 			return c.failure(StageProbation, err)
 		}
@@ -205,7 +219,7 @@ func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, er
 	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
 		return 0, err
 	}
-	return c.link.receiveConns(ctx, adopt)
+	return receiveConns(ctx, c.link, adopt)
 }
 
 // Finish ends the probation and waits until the candidate is ready for good.
@@ -215,8 +229,8 @@ func (c *Candidate) Finish(ctx context.Context, cut bool) error {
 		return c.failure(StageReady, err)
 	}
 	select {
-	case <-c.exited:
-		if c.err != nil {
+	case <-c.process.ended():
+		if c.process.err() != nil {
 			return c.failure(StageReady, errExited)
 		}
 	case <-ctx.Done():
@@ -231,8 +245,8 @@ func (c *Candidate) Finish(ctx context.Context, cut bool) error {
 // good: this process cannot upgrade any more.
 func (c *Candidate) Final() bool {
 	select {
-	case <-c.exited:
-		return c.err == nil
+	case <-c.process.ended():
+		return c.process.err() == nil
 	default:
 		return false
 	}
@@ -243,18 +257,14 @@ func (c *Candidate) Final() bool {
 func (c *Candidate) Kill() {
 	for {
 		select {
-		case <-c.exited:
+		case <-c.process.ended():
 			c.close()
 			return
 		default:
 		}
-		if c.pid != 0 {
-			kill(c.pid)
-		} else if pid := findChild(envSocket+"="+c.socket, envSentinel+"="); pid != 0 {
-			kill(pid)
-		}
+		c.process.kill()
 		select {
-		case <-c.exited:
+		case <-c.process.ended():
 			c.close()
 			return
 		case <-time.After(5 * time.Millisecond):
@@ -268,7 +278,7 @@ func (c *Candidate) Kill() {
 func (c *Candidate) Await(ctx context.Context) {
 	if c.reported != nil {
 		select {
-		case <-c.exited:
+		case <-c.process.ended():
 		case <-ctx.Done():
 		}
 	}
@@ -278,17 +288,17 @@ func (c *Candidate) Await(ctx context.Context) {
 // Dismiss ends the conversation with a candidate that has prepared, waits for
 // it to give up until ctx ends, and then kills it.
 func (c *Candidate) Dismiss(ctx context.Context) {
-	c.link.conn.Close()
+	c.link.close()
 	select {
-	case <-c.exited:
+	case <-c.process.ended():
 	case <-ctx.Done():
 	}
 	c.Kill()
 }
 
 func (c *Candidate) close() {
-	if c.link.conn != nil {
-		c.link.conn.Close()
+	if c.link != nil {
+		c.link.close()
 	}
 	if !c.Final() {
 		for _, path := range c.made {
@@ -344,9 +354,9 @@ func (c *Candidate) failure(stage string, err error) error {
 		return e
 	}
 	select {
-	case <-c.exited:
-		if c.err != nil {
-			e.Err = fmt.Errorf("the candidate is gone (%w); what it printed stands above", c.err)
+	case <-c.process.ended():
+		if c.process.err() != nil {
+			e.Err = fmt.Errorf("the candidate is gone (%w); what it printed stands above", c.process.err())
 		}
 	case <-time.After(time.Second):
 	}

@@ -96,7 +96,7 @@ func FirstEnv(n, lockFD int) []string {
 // Generation is the number this process was given when it started.
 func (u *Upgrader) Generation() int { return u.generation }
 
-// HasPredecessor tells whether another generation started this process.
+// HasPredecessor reports whether another generation started this process.
 func (u *Upgrader) HasPredecessor() bool { return u.tf.HasParent() }
 
 // Listen returns the inherited listener of this address, or makes one. owner
@@ -119,7 +119,7 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 	})
 }
 
-// abandoned tells whether path is a Unix socket on which nobody listens.
+// abandoned reports whether path is a Unix socket on which nobody listens.
 func abandoned(path string) bool {
 	if info, err := os.Lstat(path); err != nil || info.Mode()&os.ModeSocket == 0 {
 		return false
@@ -161,7 +161,8 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: err}
 	}
-	c := &Candidate{room: -1, socket: path, exited: make(chan struct{})}
+	child := &child{socket: path, exited: make(chan struct{})}
+	c := &Candidate{room: -1, process: child}
 	if _, err := os.Stat(binary); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("the binary: %w", err)}
 	}
@@ -169,12 +170,12 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	os.Setenv(envGeneration, strconv.Itoa(n))
 	program := os.Args[0]
 	os.Args[0] = binary
-	go func() {
-		c.err = u.upgrade()
+	go func() { // ends with the child, which Candidate.Kill waits for
+		child.result = u.upgrade()
 		os.Args[0] = program
 		os.Unsetenv(envSocket)
 		os.Unsetenv(envGeneration)
-		close(c.exited)
+		close(child.exited)
 	}()
 	if err := c.accept(ctx, ln); err != nil {
 		c.Kill()
@@ -182,6 +183,32 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	}
 	return c, nil
 }
+
+// child is the process of a candidate.
+type child struct {
+	socket string        // that it was told to dial
+	exited chan struct{} // closed when tableflip's Upgrade has returned
+	result error         // of that; valid once exited is closed
+	pid    int           // 0 before its hello
+}
+
+func (c *child) ended() <-chan struct{} { return c.exited }
+func (c *child) err() error             { return c.result }
+func (c *child) known(pid int)          { c.pid = pid }
+
+// kill finds a candidate that hangs before its hello among the children.
+func (c *child) kill() {
+	pid := c.pid
+	if pid == 0 {
+		pid = findChild(envSocket+"="+c.socket, envSentinel+"=")
+	}
+	if pid != 0 {
+		kill(pid)
+	}
+}
+
+func (u *Upgrader) sockets() []string { return u.unixPaths }
+func (u *Upgrader) ready() error      { return u.tf.Ready() }
 
 // upgrade runs tableflip's Upgrade. Its loop may learn a moment after us that
 // the parent has exited, and refuses until then.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -21,15 +22,35 @@ const maxFrame = 4 << 20
 // maxFiles is the most descriptors the kernel passes with one message.
 const maxFiles = 253
 
-// link carries framed messages and file descriptors between two generations:
-// four bytes of length, then JSON. Every operation ends with its context.
-type link struct {
+// link carries messages between two generations, and files with them. Every
+// operation ends with its context; after an error the link is of no more use.
+type link interface {
+	// send passes m on with files, which the caller keeps.
+	send(ctx context.Context, m message, files ...file) error
+	// receive waits for the next message. The caller owns the files.
+	receive(ctx context.Context) (m message, files []file, err error)
+	close() error
+}
+
+// file is an open file or connection on its way. What it is, only its two ends
+// know.
+type file interface{ Close() error }
+
+// socketLink is the link between two processes: four bytes of length, then
+// JSON, with descriptors attached.
+type socketLink struct {
 	conn *net.UnixConn
 	side string // of failpoint
 }
 
-// send writes m with files attached; the caller keeps them.
-func (l *link) send(ctx context.Context, m message, fds ...int) error {
+func (l *socketLink) close() error { return l.conn.Close() }
+
+func (l *socketLink) send(ctx context.Context, m message, files ...file) error {
+	fds, err := descriptors(files)
+	if err != nil {
+		return fmt.Errorf("handoff: send %s: %w", m.Type, err)
+	}
+	defer runtime.KeepAlive(files)
 	body, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("handoff: encode %s: %w", m.Type, err)
@@ -51,8 +72,25 @@ func (l *link) send(ctx context.Context, m message, fds ...int) error {
 	return nil
 }
 
-// receive reads the next message. The caller owns the files.
-func (l *link) receive(ctx context.Context) (m message, files []*os.File, err error) {
+// descriptors are those of open files, which must stay open while they are used.
+func descriptors(files []file) (fds []int, err error) {
+	for _, f := range files {
+		c, ok := f.(syscall.Conn)
+		if !ok {
+			return nil, fmt.Errorf("%T has no descriptor", f)
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
+			return nil, err
+		}
+	}
+	return fds, nil
+}
+
+func (l *socketLink) receive(ctx context.Context) (m message, files []file, err error) {
 	defer l.bound(ctx)()
 	defer func() {
 		if err != nil {
@@ -87,7 +125,7 @@ var errGarbage = errors.New("the other side does not speak the protocol")
 // bound makes the link's operations end when ctx does, until the returned
 // function is called. That waits for an interruption under way, which would
 // hit the next operation.
-func (l *link) bound(ctx context.Context) (release func()) {
+func (l *socketLink) bound(ctx context.Context) (release func()) {
 	deadline, _ := ctx.Deadline()
 	l.conn.SetDeadline(deadline)
 	interrupted := make(chan struct{})
@@ -121,25 +159,12 @@ func gone(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// sendFile sends m with file attached.
-func (l *link) sendFile(ctx context.Context, m message, file *os.File) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	if err := raw.Control(func(fd uintptr) { sent = l.send(ctx, m, int(fd)) }); err != nil {
-		return err
-	}
-	return sent
-}
-
 // sendConns passes connections in batches. Those that the other side has
 // acknowledged are closed here; an error leaves the others with the caller.
-func (l *link) sendConns(ctx context.Context, conns []Conn) (left []Conn, err error) {
+func sendConns(ctx context.Context, l link, conns []Conn) (left []Conn, err error) {
 	for len(conns) > 0 {
 		batch := conns[:batchOf(conns)]
-		if err := l.sendBatch(ctx, batch); err != nil {
+		if err := sendBatch(ctx, l, batch); err != nil {
 			return conns, err
 		}
 		m, files, err := l.receive(ctx)
@@ -170,25 +195,19 @@ func batchOf(conns []Conn) int {
 }
 
 // sendBatch sends one batch of connections, which stay open here.
-func (l *link) sendBatch(ctx context.Context, conns []Conn) error {
-	fds := make([]int, 0, len(conns))
+func sendBatch(ctx context.Context, l link, conns []Conn) error {
+	files := make([]file, 0, len(conns))
 	infos := make([]ConnInfo, 0, len(conns))
 	for _, c := range conns {
+		files = append(files, c.Conn)
 		infos = append(infos, c.ConnInfo)
-		raw, err := c.Conn.(syscall.Conn).SyscallConn()
-		if err != nil {
-			return err
-		}
-		if err := raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) }); err != nil {
-			return err
-		}
 	}
-	return l.send(ctx, message{Type: typeConns, Conns: len(fds), ConnInfos: infos}, fds...)
+	return l.send(ctx, message{Type: typeConns, Conns: len(files), ConnInfos: infos}, files...)
 }
 
 // receiveConns gives each batch of connections to adopt, which takes
 // responsibility for them, until the other side says end.
-func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err error) {
+func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err error) {
 	for {
 		m, files, err := l.receive(ctx)
 		if err != nil {
@@ -205,7 +224,7 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err
 			}
 			conns := make([]Conn, 0, len(files))
 			for i, f := range files {
-				c, err := net.FileConn(f)
+				c, err := connOf(f)
 				if err != nil { // the other side keeps them all
 					closeAll(files)
 					for _, c := range conns {
@@ -215,7 +234,7 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err
 				}
 				conns = append(conns, Conn{c, m.ConnInfos[i]})
 			}
-			closeAll(files)
+			closeFiles(files)
 			// Nothing may be read from them before: if this process dies
 			// until then, they go on in the other one, which misses nothing.
 			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {
@@ -233,7 +252,29 @@ func (l *link) receiveConns(ctx context.Context, adopt func([]Conn)) (n int, err
 	}
 }
 
-func closeAll(files []*os.File) {
+// connOf is the connection that a received file is. It is another one than f,
+// which the caller still has to close, unless f is a connection already.
+func connOf(f file) (net.Conn, error) {
+	switch f := f.(type) {
+	case *os.File:
+		return net.FileConn(f)
+	case net.Conn:
+		return f, nil
+	default:
+		return nil, fmt.Errorf("%T is no connection: %w", f, errGarbage)
+	}
+}
+
+// closeFiles closes what connOf has left to close.
+func closeFiles(files []file) {
+	for _, f := range files {
+		if _, ok := f.(net.Conn); !ok {
+			f.Close()
+		}
+	}
+}
+
+func closeAll(files []file) {
 	for _, f := range files {
 		f.Close()
 	}

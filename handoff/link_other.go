@@ -2,9 +2,7 @@
 
 package handoff
 
-import "os"
-
-func (l *link) write([]byte, []int) (int, error)     { return 0, ErrNotSupported }
-func (l *link) read([]byte) (int, []*os.File, error) { return 0, nil, ErrNotSupported }
+func (l *socketLink) write([]byte, []int) (int, error) { return 0, ErrNotSupported }
+func (l *socketLink) read([]byte) (int, []file, error) { return 0, nil, ErrNotSupported }
 
 func freeFiles() *int { return nil }

@@ -25,7 +25,7 @@ func TestMessagesAndFilesArrive(t *testing.T) {
 	defer file.Close()
 	file.WriteString("content")
 	want := message{Type: typeStates, States: []StateInfo{{Module: "m", Version: 2, Size: 7}}}
-	if err := old.sendFile(soon(t), want, file); err != nil {
+	if err := old.send(soon(t), want, file); err != nil {
 		t.Fatal(err)
 	}
 	got, files, err := candidate.receive(soon(t))
@@ -34,7 +34,7 @@ func TestMessagesAndFilesArrive(t *testing.T) {
 	}
 	defer files[0].Close()
 	content := make([]byte, 7)
-	if _, err := files[0].ReadAt(content, 0); err != nil || string(content) != "content" {
+	if _, err := files[0].(*os.File).ReadAt(content, 0); err != nil || string(content) != "content" {
 		t.Errorf("the file has %q, %v", content, err)
 	}
 }
@@ -52,7 +52,7 @@ func TestEveryOperationEndsWithItsContext(t *testing.T) {
 	for name, operation := range map[string]func(context.Context) error{
 		"receive":       func(ctx context.Context) error { _, _, err := old.receive(ctx); return err },
 		"send":          func(ctx context.Context) error { return old.send(ctx, huge) },
-		"receive conns": func(ctx context.Context) error { _, err := old.receiveConns(ctx, func([]Conn) {}); return err },
+		"receive conns": func(ctx context.Context) error { _, err := receiveConns(ctx, old, func([]Conn) {}); return err },
 	} {
 		ctx, cancel := context.WithTimeoutCause(context.Background(), 20*time.Millisecond, why)
 		if err := operation(ctx); !errors.Is(err, why) {
@@ -109,10 +109,10 @@ func TestConnectionsMove(t *testing.T) {
 	var got []Conn
 	done := make(chan error, 1)
 	go func() {
-		_, err := candidate.receiveConns(soon(t), func(batch []Conn) { got = append(got, batch...) })
+		_, err := receiveConns(soon(t), candidate, func(batch []Conn) { got = append(got, batch...) })
 		done <- err
 	}()
-	left, err := old.sendConns(soon(t), conns)
+	left, err := sendConns(soon(t), old, conns)
 	if err == nil {
 		err = old.send(soon(t), message{Type: typeEnd})
 	}
@@ -140,7 +140,7 @@ func TestConnectionsMove(t *testing.T) {
 	}
 	defer a.Close()
 	candidate.conn.Close()
-	if left, err := old.sendConns(soon(t), []Conn{{Conn: a}}); err == nil || len(left) != 1 {
+	if left, err := sendConns(soon(t), old, []Conn{{Conn: a}}); err == nil || len(left) != 1 {
 		t.Errorf("sendConns to nobody = %d left, %v; want 1 and an error", len(left), err)
 	}
 }
@@ -195,7 +195,7 @@ func FuzzLink(f *testing.F) {
 			old.write(data, fds)
 		}
 		old.conn.Close()
-		p := &Predecessor{upgrader: &Upgrader{}, link: candidate}
+		p := &Predecessor{self: &Upgrader{}, link: candidate}
 		if states, err := p.Prepared(soon(t)); err == nil {
 			states.Close()
 			if !withFile {
@@ -208,7 +208,7 @@ func FuzzLink(f *testing.F) {
 			old.write(data, fds)
 		}
 		old.conn.Close()
-		candidate.receiveConns(soon(t), func(conns []Conn) {
+		receiveConns(soon(t), candidate, func(conns []Conn) {
 			for _, c := range conns {
 				c.Close()
 			}
@@ -244,11 +244,11 @@ func TestNothingIsAdoptedBeforeItIsAcknowledged(t *testing.T) {
 	}
 	defer c.Close()
 	old, candidate := pairOfLinks(t)
-	if err := old.sendBatch(soon(t), []Conn{{Conn: c}}); err != nil {
+	if err := sendBatch(soon(t), old, []Conn{{Conn: c}}); err != nil {
 		t.Fatal(err)
 	}
 	old.conn.CloseRead() // an acknowledgement finds nobody
-	n, err := candidate.receiveConns(soon(t), func([]Conn) { t.Error("the connection was adopted") })
+	n, err := receiveConns(soon(t), candidate, func([]Conn) { t.Error("the connection was adopted") })
 	if err == nil || n != 0 {
 		t.Errorf("receiveConns = %d, %v; want an error", n, err)
 	}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (l *link) write(b []byte, fds []int) (int, error) {
+func (l *socketLink) write(b []byte, fds []int) (int, error) {
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
@@ -19,7 +19,7 @@ func (l *link) write(b []byte, fds []int) (int, error) {
 }
 
 // read reads the first bytes of a message, to which files are attached.
-func (l *link) read(p []byte) (n int, files []*os.File, err error) {
+func (l *socketLink) read(p []byte) (n int, files []file, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, size, flags, _, err := l.conn.ReadMsgUnix(p, oob)
 	if err != nil {

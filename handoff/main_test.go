@@ -16,13 +16,13 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // pairOfLinks are two ends of one connection.
-func pairOfLinks(t testing.TB) (old, candidate link) {
+func pairOfLinks(t testing.TB) (old, candidate *socketLink) {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ends := make([]link, 2)
+	ends := make([]*socketLink, 2)
 	for i, fd := range fds {
 		f := os.NewFile(uintptr(fd), "end")
 		c, err := net.FileConn(f)
@@ -31,7 +31,7 @@ func pairOfLinks(t testing.TB) (old, candidate link) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		ends[i] = link{conn: c.(*net.UnixConn), side: []string{failpoint.Old, failpoint.Candidate}[i]}
+		ends[i] = &socketLink{conn: c.(*net.UnixConn), side: []string{failpoint.Old, failpoint.Candidate}[i]}
 	}
 	return ends[0], ends[1]
 }

@@ -15,8 +15,15 @@ var ErrPredecessorGone = errors.New("handoff: the old generation is gone")
 
 // Predecessor is the serving generation as its candidate sees it.
 type Predecessor struct {
-	upgrader *Upgrader
-	link     link
+	self successor
+	link link
+}
+
+// successor is what a candidate can do for itself.
+type successor interface {
+	sockets() []string // that this process has made
+	ready() error      // it becomes the serving generation for good
+	waitForParent(ctx context.Context) error
 }
 
 // Dial connects to the generation that started this process.
@@ -26,14 +33,14 @@ func (u *Upgrader) Dial(ctx context.Context) (*Predecessor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("handoff: connect to the old generation: %w", err)
 	}
-	return &Predecessor{upgrader: u, link: link{conn: conn.(*net.UnixConn), side: failpoint.Candidate}}, nil
+	return &Predecessor{self: u, link: &socketLink{conn: conn.(*net.UnixConn), side: failpoint.Candidate}}, nil
 }
 
 // Hello introduces the candidate and returns the answer.
 func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 	err := p.link.send(ctx, message{Type: typeHello, Protocol: protocol, MinProtocol: minProtocol, PID: os.Getpid(), Hello: &h})
 	if err != nil {
-		return nil, err
+		return nil, orGone(err)
 	}
 	m, err := p.await(ctx, typeWelcome)
 	if err != nil {
@@ -48,28 +55,24 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 // Progress tells where the candidate is, so that the old generation can say
 // so should it die there. Errors show up at the next step.
 func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
-	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module, UnixPaths: p.upgrader.unixPaths})
+	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module, UnixPaths: p.self.sockets()})
 }
 
 // Prepared says that nothing fallible is left but what needs the states, and
 // waits for them. They are the caller's to close.
 func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
-	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.upgrader.unixPaths, FreeFiles: freeFiles()}); err != nil {
-		return nil, lost(err)
+	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: freeFiles()}); err != nil {
+		return nil, orGone(err)
 	}
 	m, files, err := p.link.receive(ctx)
 	switch {
 	case err != nil:
-		return nil, lost(err)
-	case m.Type != typeStates || len(files) != 1:
+		return nil, orGone(err)
+	case m.Type != typeStates:
 		closeAll(files)
-		return nil, fmt.Errorf("handoff: got %q with %d files instead of the states: %w", m.Type, len(files), errGarbage)
+		return nil, fmt.Errorf("handoff: got %q instead of the states: %w", m.Type, errGarbage)
 	}
-	states, err := receivedStates(files[0], m.States)
-	if err != nil {
-		closeAll(files)
-	}
-	return states, err
+	return receivedStates(files, m.States)
 }
 
 // Healthy says that everything runs, and waits for the commit. With
@@ -77,7 +80,7 @@ func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
 // goes on as if committed.
 func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 	if err := p.link.send(ctx, message{Type: typeHealthy}); err != nil {
-		return nil, lost(err)
+		return nil, orGone(err)
 	}
 	m, err := p.await(ctx, typeCommit)
 	if err != nil {
@@ -93,10 +96,10 @@ func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 // connections it is passed to adopt, which takes responsibility for them.
 func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved int, err error) {
 	if err := p.link.send(ctx, message{Type: typeAccepting}); err != nil {
-		return 0, lost(err)
+		return 0, orGone(err)
 	}
-	moved, err = p.link.receiveConns(ctx, adopt)
-	return moved, lost(err)
+	moved, err = receiveConns(ctx, p.link, adopt)
+	return moved, orGone(err)
 }
 
 // Probation waits until the old generation has seen enough; cut tells that it
@@ -109,7 +112,7 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 		closeAll(files)
 		switch {
 		case err != nil:
-			return false, lost(err)
+			return false, orGone(err)
 		case m.Type == typeFinal:
 			return m.Cut, nil
 		case m.Type != typeAsk:
@@ -119,7 +122,7 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 			return false, err
 		}
 		if err := p.link.send(ctx, message{Type: typeWell}); err != nil {
-			return false, lost(err)
+			return false, orGone(err)
 		}
 	}
 }
@@ -128,7 +131,7 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 // until the old generation forwards nothing to it any more.
 func (p *Predecessor) Unwell(ctx context.Context) error {
 	if err := p.link.send(ctx, message{Type: typeUnwell}); err != nil {
-		return lost(err)
+		return orGone(err)
 	}
 	_, err := p.await(ctx, typeParked)
 	return err
@@ -139,43 +142,43 @@ func (p *Predecessor) Unwell(ctx context.Context) error {
 // an error other than [ErrPredecessorGone] the old generation may serve.
 func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []Conn) (left []Conn, err error) {
 	m := message{Type: typeReturned, States: states.infos, Stage: why.Stage, Module: why.Module, Error: why.Err.Error()}
-	if err := p.link.sendFile(ctx, m, states.file); err != nil {
-		return conns, lost(err)
+	if err := p.link.send(ctx, m, states.file); err != nil {
+		return conns, orGone(err)
 	}
 	if _, err := p.await(ctx, typeTaken); err != nil {
 		return conns, err
 	}
-	if left, err = p.link.sendConns(ctx, conns); err == nil {
+	if left, err = sendConns(ctx, p.link, conns); err == nil {
 		err = p.link.send(ctx, message{Type: typeEnd})
 	}
-	return left, lost(err)
+	return left, orGone(err)
 }
 
 // Ready makes the takeover final and waits for the old generation's word.
 func (p *Predecessor) Ready(ctx context.Context) error {
-	if err := p.upgrader.tf.Ready(); err != nil {
-		return lost(err)
+	if err := p.self.ready(); err != nil {
+		return orGone(err)
 	}
 	_, err := p.await(ctx, typeReady)
 	return err
 }
 
 // Gone waits for the old generation to exit.
-func (p *Predecessor) Gone(ctx context.Context) error { return p.upgrader.waitForParent(ctx) }
+func (p *Predecessor) Gone(ctx context.Context) error { return p.self.waitForParent(ctx) }
 
 // Fail tells the old generation why the candidate gives up.
 func (p *Predecessor) Fail(ctx context.Context, e *UpgradeError) {
-	p.link.send(ctx, message{Type: typeFailed, Stage: e.Stage, Module: e.Module, Error: e.Err.Error(), UnixPaths: p.upgrader.unixPaths})
+	p.link.send(ctx, message{Type: typeFailed, Stage: e.Stage, Module: e.Module, Error: e.Err.Error(), UnixPaths: p.self.sockets()})
 }
 
 // Close ends the conversation.
-func (p *Predecessor) Close() { p.link.conn.Close() }
+func (p *Predecessor) Close() { p.link.close() }
 
 func (p *Predecessor) await(ctx context.Context, want string) (message, error) {
 	m, files, err := p.link.receive(ctx)
 	closeAll(files)
 	if err != nil {
-		return m, lost(err)
+		return m, orGone(err)
 	}
 	if m.Type != want {
 		return m, fmt.Errorf("handoff: got %q while waiting for %q: %w", m.Type, want, errGarbage)
@@ -183,8 +186,8 @@ func (p *Predecessor) await(ctx context.Context, want string) (message, error) {
 	return m, nil
 }
 
-// lost marks errors that mean that the old generation has died.
-func lost(err error) error {
+// orGone marks errors that mean that the old generation has died.
+func orGone(err error) error {
 	if err != nil && gone(err) {
 		return fmt.Errorf("%w: %w", ErrPredecessorGone, err)
 	}

@@ -36,13 +36,26 @@ func NewStates(limit int64) (*States, error) {
 	return &States{file: file, limit: limit}, nil
 }
 
-// receivedStates takes responsibility for file, which another process wrote.
-func receivedStates(file *os.File, infos []StateInfo) (*States, error) {
+// receivedStates takes responsibility for files, of which there must be one that
+// another process wrote.
+func receivedStates(files []file, infos []StateInfo) (s *States, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+		}
+	}()
+	if len(files) != 1 {
+		return nil, fmt.Errorf("handoff: the states came with %d files: %w", len(files), errGarbage)
+	}
+	file, ok := files[0].(*os.File)
+	if !ok {
+		return nil, fmt.Errorf("handoff: the states came in a %T: %w", files[0], errGarbage)
+	}
 	stat, err := file.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("handoff: read the states: %w", err)
 	}
-	s := &States{file: file, infos: infos, limit: stat.Size(), end: stat.Size()}
+	s = &States{file: file, infos: infos, limit: stat.Size(), end: stat.Size()}
 	seen := map[string]bool{}
 	for _, i := range infos {
 		if i.Offset < 0 || i.Size < 0 || i.Offset > s.end || i.Size > s.end-i.Offset || seen[i.Module] {

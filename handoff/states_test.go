@@ -154,15 +154,15 @@ func FuzzStates(f *testing.F) {
 		if json.Unmarshal(described, &infos) != nil {
 			return
 		}
-		file, err := unlinkedFile()
+		memfile, err := unlinkedFile()
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
-		if _, err := file.Write(content); err != nil {
+		defer memfile.Close()
+		if _, err := memfile.Write(content); err != nil {
 			t.Fatal(err)
 		}
-		s, err := receivedStates(file, infos)
+		s, err := receivedStates([]file{memfile}, infos)
 		if err != nil {
 			return
 		}

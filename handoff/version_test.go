@@ -30,12 +30,12 @@ func TestOtherVersionsAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		other := link{conn: conn, side: failpoint.Candidate}
+		other := &socketLink{conn: conn, side: failpoint.Candidate}
 		tt.hello.PID = peerPID(conn) // this process
 		if err := other.send(soon(t), tt.hello); err != nil {
 			t.Fatal(err)
 		}
-		c := &Candidate{exited: make(chan struct{})}
+		c := &Candidate{process: &child{exited: make(chan struct{})}}
 		err = c.accept(soon(t), ln)
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: accept = %v, want %q", tt.name, err, tt.want)
@@ -43,8 +43,8 @@ func TestOtherVersionsAreRefused(t *testing.T) {
 		if err == nil && c.protocol != protocol {
 			t.Errorf("%s: protocol %d is agreed on, want %d", tt.name, c.protocol, protocol)
 		}
-		if c.link.conn != nil {
-			c.link.conn.Close()
+		if c.link != nil {
+			c.link.close()
 		}
 		conn.Close()
 		ln.Close()
@@ -59,7 +59,7 @@ func TestAWelcomeOfAnotherVersionIsRefused(t *testing.T) {
 		if err := old.send(soon(t), message{Type: typeWelcome, Protocol: version, Welcome: &Welcome{}}); err != nil {
 			t.Fatal(err)
 		}
-		p := &Predecessor{upgrader: &Upgrader{}, link: candidate}
+		p := &Predecessor{self: &Upgrader{}, link: candidate}
 		if _, err := p.Hello(soon(t), Hello{}); (err == nil) != ok {
 			t.Errorf("a welcome of protocol %d: %v", version, err)
 		}
