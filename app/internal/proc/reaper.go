@@ -86,7 +86,9 @@ func (r *Reaper) reapAll(child <-chan os.Signal) {
 	}
 }
 
-func (r *Reaper) reap() {
+// reap waits for every child that is dead. It reports whether none is left.
+// There is no other wait: its status would be lost.
+func (r *Reaper) reap() (childless bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
@@ -96,7 +98,7 @@ func (r *Reaper) reap() {
 			continue
 		}
 		if err != nil || pid <= 0 {
-			return
+			return errors.Is(err, syscall.ECHILD)
 		}
 		if exited := r.waits[pid]; exited != nil {
 			exited <- statusOf(status)
@@ -127,14 +129,7 @@ func (r *Reaper) Exited(pid int) (status Status, ok bool) {
 }
 
 // Childless reports whether no child is left, of whatever generation.
-func (r *Reaper) Childless() bool {
-	r.reap()
-	var status syscall.WaitStatus
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
-	return errors.Is(err, syscall.ECHILD)
-}
+func (r *Reaper) Childless() bool { return r.reap() }
 
 // Start starts a process in a group of its own, with files as its descriptors
 // from 0 on. exited receives once, when the process has ended.

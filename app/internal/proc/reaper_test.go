@@ -27,9 +27,23 @@ func shell(script string) proc.Spec {
 	return proc.Spec{Path: "/bin/sh", Args: []string{"-c", script}}
 }
 
-// TestNoStatusIsLost ends many children at the same time.
+// TestNoStatusIsLost ends many children at the same time, while somebody asks
+// whether any is left.
 func TestNoStatusIsLost(t *testing.T) {
 	r := oneReaper()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				r.Childless()
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
 	var children sync.WaitGroup
 	for i := range 200 {
 		children.Go(func() {

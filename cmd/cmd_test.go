@@ -1,0 +1,179 @@
+package cmd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"example.org/orchestrator/app"
+	"example.org/orchestrator/app/eventbus"
+	"example.org/orchestrator/modules"
+)
+
+// These tests run the command line in this process. Instead of a program there
+// is a socket that answers what the test wants.
+
+type plain struct{}
+
+func (plain) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
+func (plain) Shutdown(context.Context) error                                  { return nil }
+
+var compiledIn = modules.List{{Name: "plain", New: func() modules.Module { return plain{} }}}
+
+// commandLine runs a command in a folder of its own.
+func commandLine(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(compiledIn, args, &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+// inFolder has the test work in a folder with this configuration.
+func inFolder(t *testing.T, config string) (dir string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cmd") // the name of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Chdir(dir)
+	if err := os.MkdirAll("config", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile("config/main.yaml", []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// answering is a program that answers one client with these lines, and returns what it was asked.
+func answering(t *testing.T, answers ...string) (asked <-chan map[string]any) {
+	t.Helper()
+	if err := os.MkdirAll(".orchestrator", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", ".orchestrator/control.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	questions := make(chan map[string]any, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		in := bufio.NewScanner(c)
+		in.Scan()
+		c.Write(append(in.Bytes(), '\n')) // its own hello: the versions agree
+		in.Scan()
+		var question map[string]any
+		json.Unmarshal(in.Bytes(), &question)
+		questions <- question
+		for _, answer := range answers {
+			c.Write([]byte(answer + "\n"))
+		}
+	}()
+	t.Cleanup(func() { ln.Close(); <-done })
+	return questions
+}
+
+func TestUsage(t *testing.T) {
+	inFolder(t, "app:\n")
+	for _, tt := range []struct {
+		args string
+		want string
+	}{
+		{"teleport", `unknown command "teleport"`},
+		{"reload --teleport", "unknown flag: --teleport"},
+		{"reload now", `unknown command "now"`},
+		{"reload --build --binary x", "--build and --binary exclude each other"},
+		{"reload --timeout 0s", "--timeout must be above zero"},
+		{"reload --timeout soon", "invalid argument"},
+		{"status --follow", "unknown flag: --follow"},
+		{"run fast", `unknown command "fast"`},
+	} {
+		stdout, stderr, code := commandLine(t, strings.Fields(tt.args)...)
+		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", tt.args, code, stdout, stderr, exitUsage, tt.want)
+		}
+	}
+	if stdout, _, code := commandLine(t); code != 0 || !strings.Contains(stdout, "Upgrade the running program") || strings.Contains(stdout, "worker") {
+		t.Errorf("help: exit code %d, %q", code, stdout)
+	}
+}
+
+func TestClients_findNobody(t *testing.T) {
+	dir := inFolder(t, "app: {run_dir: elsewhere}\n")
+	for _, command := range []string{"reload", "status", "events"} {
+		stdout, stderr, code := commandLine(t, command)
+		want := "nothing is running: nobody answers at " + filepath.Join(dir, "elsewhere", "control.sock") + "\n"
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			want = strings.Replace(want, dir, real, 1)
+			stderr = strings.Replace(stderr, dir, real, 1)
+		}
+		if code != exitNotRunning || stdout != "" || stderr != want {
+			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", command, code, stdout, stderr, exitNotRunning, want)
+		}
+	}
+}
+
+func TestClients_whoseProgramEnds(t *testing.T) {
+	for _, command := range []string{"reload", "status", "events"} {
+		inFolder(t, "app:\n")
+		answering(t)
+		if _, stderr, code := commandLine(t, command); code != exitFailed || !strings.Contains(stderr, "the program ended before it answered") {
+			t.Errorf("%s: exit code %d, %q", command, code, stderr)
+		}
+	}
+}
+
+func TestClients_ofAProgramThatRefuses(t *testing.T) {
+	inFolder(t, "app:\n")
+	answering(t, `garbage`, `{"type":"error","error":"it may be older"}`)
+	if _, stderr, code := commandLine(t, "status"); code != exitFailed || stderr != "it may be older\n" {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	stdout, _, code := commandLine(t, "version")
+	if code != 0 || !strings.HasPrefix(stdout, "orchestrator "+app.Version+" (") {
+		t.Errorf("exit code %d, %q", code, stdout)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for _, tt := range []struct {
+		config, want string
+		code         int
+	}{
+		{"modules:\n  - name: plain\n", "config/main.yaml is valid\n", 0},
+		{"modules:\n  - name: plian\n", "plain", exitUsage},
+		{"ap:\n", "config/main.yaml:1:1", exitUsage},
+	} {
+		inFolder(t, tt.config)
+		if stdout, stderr, code := commandLine(t, "check"); code != tt.code || !strings.Contains(stdout+stderr, tt.want) {
+			t.Errorf("%q: exit code %d, %q, %q; want %d and %q", tt.config, code, stdout, stderr, tt.code, tt.want)
+		}
+	}
+	inFolder(t, "app:\n")
+	if _, stderr, code := commandLine(t, "check", "-c", "gone.yaml"); code != exitUsage || !strings.Contains(stderr, "gone.yaml: there is no such file") {
+		t.Errorf("a file that is gone: exit code %d, %q", code, stderr)
+	}
+}
+
+func TestRun_refusesAWrongConfiguration(t *testing.T) {
+	inFolder(t, "app: {hot_reload: false, drian: 1s}\n")
+	if _, stderr, code := commandLine(t, "run"); code != exitUsage || !strings.Contains(stderr, "drain") {
+		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
