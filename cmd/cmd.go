@@ -26,14 +26,6 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// Exit codes, part of the contract. Those of a reload are the outcome's.
-const (
-	exitOK         = client.ExitOK
-	exitFailed     = client.ExitFailed
-	exitUsage      = 2 // also a wrong configuration, for run and check
-	exitNotRunning = 4
-)
-
 // exitError ends the program with a code.
 type exitError struct {
 	code int
@@ -52,7 +44,7 @@ func (e *exitError) Unwrap() error { return e.err }
 // exit is an error that ends the program with code, nil for 0. The reason has
 // been printed.
 func exit(code int) error {
-	if code == exitOK {
+	if code == client.ExitOK {
 		return nil
 	}
 	return &exitError{code, nil}
@@ -70,9 +62,9 @@ func run(list modules.List, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
-		return exitOK
+		return client.ExitOK
 	}
-	code := exitUsage // what cobra itself refuses
+	code := client.ExitUsage // what cobra itself refuses
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code, err = exit.code, exit.err
@@ -112,17 +104,17 @@ func command(list modules.List) *cobra.Command {
 func failure(err error) error {
 	var nobody *client.NotRunningError
 	if errors.As(err, &nobody) {
-		return &exitError{exitNotRunning, err}
+		return &exitError{client.ExitNotRunning, err}
 	}
-	return &exitError{exitFailed, err}
+	return &exitError{client.ExitFailed, err}
 }
 
 // invalid gives an error about a configuration its exit code.
 func invalid(err error) error {
 	if config.IsInvalid(err) {
-		return &exitError{exitUsage, err}
+		return &exitError{client.ExitUsage, err}
 	}
-	return &exitError{exitFailed, err}
+	return &exitError{client.ExitFailed, err}
 }
 
 func printJSON(w io.Writer, v any) error {

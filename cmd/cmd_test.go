@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"example.org/orchestrator/app"
+	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/eventbus"
 	"example.org/orchestrator/modules"
 )
@@ -102,8 +103,8 @@ func TestUsage(t *testing.T) {
 		{"run fast", `unknown command "fast"`},
 	} {
 		stdout, stderr, code := commandLine(t, strings.Fields(tt.args)...)
-		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
-			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", tt.args, code, stdout, stderr, exitUsage, tt.want)
+		if code != client.ExitUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", tt.args, code, stdout, stderr, client.ExitUsage, tt.want)
 		}
 	}
 	if stdout, _, code := commandLine(t); code != 0 || !strings.Contains(stdout, "Upgrade the running program") || strings.Contains(stdout, "worker") {
@@ -120,8 +121,8 @@ func TestClients_findNobody(t *testing.T) {
 			want = strings.Replace(want, dir, real, 1)
 			stderr = strings.Replace(stderr, dir, real, 1)
 		}
-		if code != exitNotRunning || stdout != "" || stderr != want {
-			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", command, code, stdout, stderr, exitNotRunning, want)
+		if code != client.ExitNotRunning || stdout != "" || stderr != want {
+			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", command, code, stdout, stderr, client.ExitNotRunning, want)
 		}
 	}
 }
@@ -130,7 +131,7 @@ func TestClients_whoseProgramEnds(t *testing.T) {
 	for _, command := range []string{"reload", "status", "events"} {
 		inFolder(t, "app:\n")
 		answering(t)
-		if _, stderr, code := commandLine(t, command); code != exitFailed || !strings.Contains(stderr, "the program ended before it answered") {
+		if _, stderr, code := commandLine(t, command); code != client.ExitFailed || !strings.Contains(stderr, "the program ended before it answered") {
 			t.Errorf("%s: exit code %d, %q", command, code, stderr)
 		}
 	}
@@ -139,7 +140,7 @@ func TestClients_whoseProgramEnds(t *testing.T) {
 func TestClients_ofAProgramThatRefuses(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `garbage`, `{"type":"error","error":"it may be older"}`)
-	if _, stderr, code := commandLine(t, "status"); code != exitFailed || stderr != "it may be older\n" {
+	if _, stderr, code := commandLine(t, "status"); code != client.ExitFailed || stderr != "it may be older\n" {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
@@ -157,8 +158,8 @@ func TestCheck(t *testing.T) {
 		code         int
 	}{
 		{"modules:\n  - name: plain\n", "config/main.yaml is valid\n", 0},
-		{"modules:\n  - name: plian\n", "plain", exitUsage},
-		{"ap:\n", "config/main.yaml:1:1", exitUsage},
+		{"modules:\n  - name: plian\n", "plain", client.ExitUsage},
+		{"ap:\n", "config/main.yaml:1:1", client.ExitUsage},
 	} {
 		inFolder(t, tt.config)
 		if stdout, stderr, code := commandLine(t, "check"); code != tt.code || !strings.Contains(stdout+stderr, tt.want) {
@@ -166,14 +167,14 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	inFolder(t, "app:\n")
-	if _, stderr, code := commandLine(t, "check", "-c", "gone.yaml"); code != exitUsage || !strings.Contains(stderr, "gone.yaml: there is no such file") {
+	if _, stderr, code := commandLine(t, "check", "-c", "gone.yaml"); code != client.ExitUsage || !strings.Contains(stderr, "gone.yaml: there is no such file") {
 		t.Errorf("a file that is gone: exit code %d, %q", code, stderr)
 	}
 }
 
 func TestRun_refusesAWrongConfiguration(t *testing.T) {
 	inFolder(t, "app: {hot_reload: false, drian: 1s}\n")
-	if _, stderr, code := commandLine(t, "run"); code != exitUsage || !strings.Contains(stderr, "drain") {
+	if _, stderr, code := commandLine(t, "run"); code != client.ExitUsage || !strings.Contains(stderr, "drain") {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }

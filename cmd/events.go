@@ -24,7 +24,7 @@ func eventsCommand(file *string) *cobra.Command {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%6d %s generation %d %s %s\n", e.Seq, e.Time.Format("15:04:05.000"), e.Generation, e.Topic, e.Data)
 			}
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return &exitError{client.ExitFailed, err}
 			}
 		}
 		return nil

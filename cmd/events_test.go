@@ -4,6 +4,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"example.org/orchestrator/app/client"
 )
 
 func TestEvents(t *testing.T) {
@@ -36,7 +38,7 @@ func TestEvents(t *testing.T) {
 func TestEvents_endWithTheProgram(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `{"type":"event","event":{"seq":1,"topic":"a","data":null}}`)
-	if stdout, _, code := commandLine(t, "events", "--follow"); code != exitFailed || !strings.Contains(stdout, " a null\n") {
+	if stdout, _, code := commandLine(t, "events", "--follow"); code != client.ExitFailed || !strings.Contains(stdout, " a null\n") {
 		t.Errorf("exit code %d, %q", code, stdout)
 	}
 }

@@ -38,7 +38,7 @@ func reloadCommand(file *string) *cobra.Command {
 		if r.Binary != "" {
 			abs, err := filepath.Abs(r.Binary)
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return &exitError{client.ExitFailed, err}
 			}
 			r.Binary = abs
 		}

@@ -3,6 +3,8 @@ package cmd
 import (
 	"reflect"
 	"testing"
+
+	"example.org/orchestrator/app/client"
 )
 
 // TestReload_exitCodes has one outcome of each kind: what is printed, and what
@@ -61,7 +63,7 @@ func TestReload_json(t *testing.T) {
 func TestReload_withoutAnOutcome(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `{"type":"outcome"}`)
-	if _, stderr, code := commandLine(t, "reload"); code != exitFailed || stderr != "the program gave no outcome: whether the new code is live is not known; see status\n" {
+	if _, stderr, code := commandLine(t, "reload"); code != client.ExitFailed || stderr != "the program gave no outcome: whether the new code is live is not known; see status\n" {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app"
+	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
 )
@@ -25,7 +26,7 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 			}
 			code, err := app.Supervise(opts, c.ErrOrStderr(), logger)
 			if err != nil {
-				return &exitError{max(code, exitFailed), err}
+				return &exitError{max(code, client.ExitFailed), err}
 			}
 			return exit(code)
 		},
@@ -46,7 +47,7 @@ func supervisorOptions(list modules.List, file string) (app.SupervisorOptions, e
 	}
 	binary, err := program()
 	if err != nil {
-		return app.SupervisorOptions{}, &exitError{exitFailed, fmt.Errorf("find this program: %w", err)}
+		return app.SupervisorOptions{}, &exitError{client.ExitFailed, fmt.Errorf("find this program: %w", err)}
 	}
 	settings := config.BuildSettings(file)
 	return app.SupervisorOptions{

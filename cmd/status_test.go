@@ -3,6 +3,8 @@ package cmd
 import (
 	"strings"
 	"testing"
+
+	"example.org/orchestrator/app/client"
 )
 
 const someStatus = `{"name":"main","version":"1","state":"degraded","generation":7,"pid":71,"supervisor_pid":70,"build":"4a73","hot_reload":true,` +
@@ -37,7 +39,7 @@ func TestStatus_json(t *testing.T) {
 func TestStatus_beforeAnythingServes(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `{"type":"status"}`)
-	if _, stderr, code := commandLine(t, "status"); code != exitFailed || stderr != "the program gave no status\n" {
+	if _, stderr, code := commandLine(t, "status"); code != client.ExitFailed || stderr != "the program gave no status\n" {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }

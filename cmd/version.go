@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app"
+	"example.org/orchestrator/app/client"
 )
 
 func versionCommand() *cobra.Command {
@@ -18,7 +19,7 @@ func versionCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			info, ok := debug.ReadBuildInfo()
 			if !ok {
-				return &exitError{exitFailed, errors.New("this program carries no build information")}
+				return &exitError{client.ExitFailed, errors.New("this program carries no build information")}
 			}
 			fmt.Fprintf(c.OutOrStdout(), "orchestrator %s (%s %s, %s)\n", app.Version, info.Path, info.Main.Version, info.GoVersion)
 			return nil

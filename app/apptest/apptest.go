@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
 	"testing"
 	"time"
 
@@ -91,7 +90,7 @@ func (c Case) verify(k check) error {
 			return err
 		}
 	}
-	err := protect(k.name, func() error { return k.run(l) })
+	err := contract.Protect(k.name, func() error { return k.run(l) })
 	if leaked := goleak.Find(before); leaked != nil {
 		err = errors.Join(err, fmt.Errorf("goroutines are left after Shutdown: %w", leaked))
 	}
@@ -124,7 +123,7 @@ func (i *instance) hook(ctx context.Context, name string, f func(context.Context
 	ctx, cancel := context.WithTimeout(ctx, i.l.c.HookTimeout)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- protect(name, func() error { return f(ctx) }) }()
+	go func() { done <- contract.Protect(name, func() error { return f(ctx) }) }()
 	select {
 	case err := <-done:
 		return err
@@ -212,19 +211,7 @@ func Restore(m modules.Module, version int, exported []byte) error {
 	if !ok {
 		return fmt.Errorf("%T has no state", m)
 	}
-	return protect("restoring a state", func() error {
+	return contract.Protect("restoring a state", func() error {
 		return contract.Read(s.State(), version, reader{bytes.NewReader(exported)})
 	})
-}
-
-// errPanicked marks a panic of the module.
-var errPanicked = errors.New("panicked")
-
-func protect(what string, f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s %w: %v\n%s", what, errPanicked, p, debug.Stack())
-		}
-	}()
-	return f()
 }

@@ -135,7 +135,7 @@ func shutdownAfterCancelled(l *life) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	err := i.initialize(ctx)
-	if errors.Is(err, errPanicked) {
+	if errors.Is(err, contract.ErrPanicked) {
 		return errors.Join(err, i.shutdown())
 	}
 	return errors.Join(i.shutdown(), i.shutdown())
@@ -150,7 +150,7 @@ func shutdownAfterWrongSettings(l *life) error {
 	l.section = wrong
 	i := l.fresh()
 	err = i.initialize(context.Background())
-	if !errors.Is(err, errPanicked) {
+	if !errors.Is(err, contract.ErrPanicked) {
 		err = nil
 	}
 	return errors.Join(err, i.shutdown(), i.shutdown())
@@ -164,7 +164,7 @@ func shutdownBesideAnother(l *life) error {
 		return errors.Join(err, first.shutdown())
 	}
 	err := second.initialize(context.Background())
-	if !errors.Is(err, errPanicked) {
+	if !errors.Is(err, contract.ErrPanicked) {
 		err = nil
 	}
 	return errors.Join(err, second.shutdown(), second.shutdown(), first.healthy(), first.shutdown())
@@ -197,7 +197,7 @@ func runs(l *life) error {
 	for range 2 {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
-		go func() { done <- protect("Run", func() error { return r.Run(ctx) }) }()
+		go func() { done <- contract.Protect("Run", func() error { return r.Run(ctx) }) }()
 		cancel()
 		select {
 		case err := <-done:
@@ -285,7 +285,7 @@ func garbage(l *life) error {
 		}
 		for _, input := range inputs {
 			err := l.fresh().restore(version, input)
-			if errors.Is(err, errPanicked) || err == nil && !streams {
+			if errors.Is(err, contract.ErrPanicked) || err == nil && !streams {
 				errs = append(errs, fmt.Errorf("version %d of a state, %.40q, gave %v; want an error", version, input, err))
 			}
 		}

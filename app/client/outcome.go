@@ -1,5 +1,7 @@
 package client
 
+import "time"
+
 // Verdict is how an attempt to reload ended.
 type Verdict string
 
@@ -47,13 +49,19 @@ const (
 	ProbationFailed  Probation = "failed"
 )
 
-// Exit codes of `orchestrator reload`, part of the contract.
+// Exit codes of the command line, part of the contract.
 const (
-	ExitOK       = 0
-	ExitFailed   = 1
-	ExitRejected = 3 // rejected or superseded: the old generation still serves
-	ExitBuild    = 5 // the build failed, the old generation still serves
+	ExitOK         = 0
+	ExitFailed     = 1
+	ExitUsage      = 2 // the command line or, for run and check, the configuration is wrong
+	ExitRejected   = 3 // rejected or superseded: the old generation still serves
+	ExitNotRunning = 4
+	ExitBuild      = 5 // the build failed, the old generation still serves
 )
+
+// Milliseconds is d in the unit of all times of an [Outcome], to the
+// microsecond.
+func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // Outcome is how an attempt to reload went. Times are in milliseconds.
 type Outcome struct {

@@ -106,7 +106,7 @@ func (b *Go) Build(ctx context.Context, job Job) (note string, err error) {
 		args = append(args, "-overlay", file)
 	}
 	args = append(args, b.Flags...)
-	_, err = b.Run(ctx, proc.Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + absolute(b.TempDir)}})
+	_, err = b.Run(ctx, proc.Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + sources.Absolute(b.TempDir)}})
 	var exit *proc.ExitError
 	if errors.As(err, &exit) && ctx.Err() == nil {
 		return "", &CompileError{strings.TrimSpace(string(exit.Stderr))}
@@ -126,13 +126,6 @@ func (b *Go) wipe() {
 	for _, e := range entries {
 		os.RemoveAll(filepath.Join(b.TempDir, e.Name()))
 	}
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
 }
 
 // listed is what go list tells of a package.

@@ -37,18 +37,18 @@ type Direct struct {
 	building sync.Mutex   // held by a build
 	objects  atomic.Int64 // how many there were
 	tasks    sync.WaitGroup
+	cancel   context.CancelFunc                   // of the tasks
+	do       func(task func(ctx context.Context)) // as a task
 
-	mu      sync.Mutex // guards the fields below
-	graph   *graph     // in use by builds; nil: not known yet
-	fresh   *graph     // for the next build
-	off     string     // why it is of no use here; "" if it is
-	why     string     // why the packages are not known
-	strikes int        // how often another binary came out than go build's
-	modinfo string     // of the last go build
-	checked bool       // a build of its own was compared with go build's
-	asking  bool       // the packages are being asked for
-	ctx     context.Context
-	cancel  context.CancelFunc
+	mu         sync.Mutex // guards the fields below
+	graph      *graph     // in use by builds; nil: not known yet
+	fresh      *graph     // for the next build
+	off        string     // why it is of no use here; "" if it is
+	why        string     // why the packages are not known
+	mismatches int        // how often another binary came out than go build's
+	modinfo    string     // of the last go build
+	checked    bool       // a build of its own was compared with go build's
+	asking     bool       // the packages are being asked for
 }
 
 var _ Builder = (*Direct)(nil)
@@ -62,8 +62,10 @@ func NewDirect(b *Go, dir string) (*Direct, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("build: make a folder for objects: %w", err)
 	}
-	d := &Direct{Go: b, dir: absolute(dir)}
-	d.ctx, d.cancel = context.WithCancel(context.Background()) // of what goes on between builds
+	d := &Direct{Go: b, dir: sources.Absolute(dir)}
+	ctx, cancel := context.WithCancel(context.Background()) // of what goes on between builds
+	d.cancel = cancel
+	d.do = func(task func(context.Context)) { d.tasks.Go(func() { task(ctx) }) }
 	return d, nil
 }
 
@@ -143,10 +145,10 @@ func (d *Direct) learn(out string, began time.Time) {
 	}
 	d.asking = true
 	checked := d.checked
-	d.tasks.Go(func() {
-		g, err := d.load(d.ctx, modinfo)
+	d.do(func(ctx context.Context) {
+		g, err := d.load(ctx, modinfo)
 		if err == nil && !checked {
-			err = g.check(d.ctx, d, sum, began)
+			err = g.check(ctx, d, sum, began)
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -172,16 +174,16 @@ func (d *Direct) learn(out string, began time.Time) {
 // unit is a package as it was compiled last.
 type unit struct {
 	listed
-	local   bool
-	special string                 // why a change of it goes through go build
-	names   []string               // what a build may read in its folder
-	imports map[string][]string    // of each file
-	source  [sha256.Size]byte      // of the files that object was compiled from
-	sums    map[string]sources.Sum // of each file that object was compiled from
-	marked  map[string]bool        // files that had a directive then
-	depends [sha256.Size]byte      // of what its imports export
-	export  [sha256.Size]byte      // of what it exports
-	object  string                 // file; "" if it has to be compiled
+	local        bool
+	needsGoBuild string                 // why a change of it goes through go build
+	names        []string               // what a build may read in its folder
+	imports      map[string][]string    // of each file
+	source       [sha256.Size]byte      // of the files that object was compiled from
+	sums         map[string]sources.Sum // of each file that object was compiled from
+	hasDirective map[string]bool        // files that had a directive then
+	depends      [sha256.Size]byte      // of what its imports export
+	export       [sha256.Size]byte      // of what it exports
+	object       string                 // file; "" if it has to be compiled
 }
 
 // files names the files of a package that a build reads, or may read once their
@@ -228,8 +230,8 @@ func directive(data []byte) string {
 // understood returns an error if the package's files changed in a way that has
 // to go through go build.
 func (u *unit) understood(snap *sources.Snapshot) error {
-	if u.special != "" {
-		return notDirect("%s %s", u.ImportPath, u.special)
+	if u.needsGoBuild != "" {
+		return notDirect("%s %s", u.ImportPath, u.needsGoBuild)
 	}
 	for _, name := range u.files() {
 		path := filepath.Join(u.Dir, name)
@@ -243,7 +245,7 @@ func (u *unit) understood(snap *sources.Snapshot) error {
 		if !ok {
 			return notDirect("the sources changed during the build")
 		}
-		if d := directive(data); d != "" || u.marked[name] {
+		if d := directive(data); d != "" || u.hasDirective[name] {
 			return notDirect("%s has or had %s", path, cmp.Or(d, "a directive"))
 		}
 		imports, err := importsOf(name, data)
@@ -310,8 +312,8 @@ func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
 		if s.u.object != "" && s.u.source == s.sum && s.u.depends == depends {
 			continue
 		}
-		if s.u.special != "" {
-			return notDirect("%s %s", s.u.ImportPath, s.u.special)
+		if s.u.needsGoBuild != "" {
+			return notDirect("%s %s", s.u.ImportPath, s.u.needsGoBuild)
 		}
 		err := g.compile(ctx, d, s.u, g.snap, depends)
 		var compiler *CompileError

@@ -79,7 +79,7 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 			return nil, err
 		}
 	}
-	if g.main == nil || !g.main.local || g.main.special != "" {
+	if g.main == nil || !g.main.local || g.main.needsGoBuild != "" {
 		return nil, notDirect("the main package is not plain Go of this module")
 	}
 	if _, err := os.Stat(filepath.Join(g.main.Dir, "default.pgo")); err == nil {
@@ -89,8 +89,8 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 		u.depends = g.depends(u)
 		if g.changedIn(u, before) { // the object may be of either
 			u.object, u.source = "", [sha256.Size]byte{}
-			for name := range u.marked {
-				if u.marked[name] { // it may decide which files there are
+			for name := range u.hasDirective {
+				if u.hasDirective[name] { // it may decide which files there are
 					return nil, errors.New("build: the sources changed while they were listed")
 				}
 			}
@@ -155,13 +155,13 @@ func (g *graph) add(u *unit) error {
 	case u.Incomplete || u.Export == "" && u.Name != "main":
 		return errors.New("build: the sources do not compile")
 	case len(u.CgoFiles)+len(u.CFiles)+len(u.CXXFiles)+len(u.FFiles)+len(u.MFiles)+len(u.SwigFiles)+len(u.SwigCXXFiles) > 0:
-		u.special = "uses cgo"
+		u.needsGoBuild = "uses cgo"
 	case len(u.SFiles)+len(u.SysoFiles)+len(u.HFiles) > 0:
-		u.special = "has files that are not Go"
+		u.needsGoBuild = "has files that are not Go"
 	case len(u.EmbedPatterns) > 0:
-		u.special = "embeds files"
+		u.needsGoBuild = "embeds files"
 	case u.Module == nil || strings.Contains(u.Dir, string(filepath.Separator)+"vendor"+string(filepath.Separator)):
-		u.special = "is not of a module, or vendored"
+		u.needsGoBuild = "is not of a module, or vendored"
 	}
 	u.names = u.namesIn(g.snap)
 	if err := u.note(g.snap); err != nil {
@@ -187,7 +187,7 @@ func (u *unit) note(snap *sources.Snapshot) error {
 		path := filepath.Join(u.Dir, name)
 		sums[name], _ = snap.Sum(path)
 		if before, ok := u.sums[name]; ok && before == sums[name] {
-			marked[name], imports[name] = u.marked[name], u.imports[name]
+			marked[name], imports[name] = u.hasDirective[name], u.imports[name]
 			continue
 		}
 		data, ok := snap.Content(path)
@@ -201,7 +201,7 @@ func (u *unit) note(snap *sources.Snapshot) error {
 			}
 		}
 	}
-	u.source, u.sums, u.marked, u.imports = source, sums, marked, imports
+	u.source, u.sums, u.hasDirective, u.imports = source, sums, marked, imports
 	return nil
 }
 
@@ -218,7 +218,7 @@ func (u *unit) importsMatch() error {
 			}
 		}
 	}
-	if u.special == "" && !slices.Equal(slices.Sorted(maps.Keys(found)), slices.Sorted(slices.Values(u.Imports))) {
+	if u.needsGoBuild == "" && !slices.Equal(slices.Sorted(maps.Keys(found)), slices.Sorted(slices.Values(u.Imports))) {
 		return errors.New("build: the sources changed while they were listed")
 	}
 	return nil

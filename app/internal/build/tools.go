@@ -205,7 +205,7 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 				}
 			}
 		}
-		if d.strikes++; d.strikes >= 3 {
+		if d.mismatches++; d.mismatches >= 3 {
 			return fmt.Errorf("%w: another binary comes out than go build gives", errUseless)
 		}
 		return again

@@ -94,3 +94,11 @@ func Copy(s Set, dir string) (copies map[string]string, snap *Snapshot, err erro
 	})
 	return copies, snap, err
 }
+
+// Absolute is path from the root, or path itself where that is not known.
+func Absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}

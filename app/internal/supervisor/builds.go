@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"example.org/orchestrator/app/internal/build"
+	"example.org/orchestrator/app/internal/sources"
 )
 
 // builds is the binaries of generations, and the folder with those that were
@@ -27,7 +28,7 @@ type builds struct {
 }
 
 func newBuilds(runDir string) builds {
-	return builds{dir: filepath.Join(absolute(runDir), "builds"), binary: map[int]string{}, copy: map[int]string{}}
+	return builds{dir: filepath.Join(sources.Absolute(runDir), "builds"), binary: map[int]string{}, copy: map[int]string{}}
 }
 
 // add gives a generation that is about to start from binary its number.
@@ -164,13 +165,6 @@ func nameBuild(fresh, dir string) (string, error) {
 func exists(file string) bool {
 	_, err := os.Stat(file)
 	return err == nil
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
 }
 
 // copyFile copies an executable.

@@ -87,7 +87,7 @@ func conclude(f facts) client.Outcome {
 		Trigger:    orEmpty(f.trigger),
 		Modules:    []string{},
 		StagesMS:   map[client.Stage]float64{},
-		TotalMS:    milliseconds(f.total),
+		TotalMS:    client.Milliseconds(f.total),
 		Stage:      f.stage,
 		Error:      f.err,
 		Probation:  f.probation(),
@@ -111,7 +111,7 @@ func conclude(f facts) client.Outcome {
 		o.Notes = append(slices.Clone(r.Notes), f.notes...)
 	}
 	if f.build > 0 {
-		o.StagesMS[client.StageBuild] = milliseconds(f.build)
+		o.StagesMS[client.StageBuild] = client.Milliseconds(f.build)
 	}
 	if o.Verdict != client.Reloaded {
 		o.Notes = nil // they are about what serves now
@@ -129,8 +129,6 @@ func revise(had client.Outcome, now client.Outcome) client.Outcome {
 }
 
 func orEmpty(list []string) []string { return append([]string{}, list...) }
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // affected names the modules that a change of packages concerns; all of them
 // when that is not known.

@@ -226,7 +226,7 @@ func (s *supervisor) notes(j *job) (notes []string) {
 func (s *supervisor) finish(o client.Outcome) {
 	j := s.job
 	s.job = nil
-	o.TotalMS = milliseconds(time.Since(j.began))
+	o.TotalMS = client.Milliseconds(time.Since(j.began))
 	o.Serving = s.workers.number()
 	if !o.Good() && !j.repair {
 		if j.expired == nil {

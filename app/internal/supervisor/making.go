@@ -172,7 +172,9 @@ func (s *supervisor) freeze() (copies map[string]string, err error) {
 	return copies, nil
 }
 
-func (s *supervisor) frozenDir() string { return filepath.Join(absolute(s.opts.RunDir), "frozen") }
+func (s *supervisor) frozenDir() string {
+	return filepath.Join(sources.Absolute(s.opts.RunDir), "frozen")
+}
 
 // nameChange says how what the job makes differs from what serves.
 func (s *supervisor) nameChange() {

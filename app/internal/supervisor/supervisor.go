@@ -17,6 +17,7 @@ import (
 
 	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/sources"
 	"example.org/orchestrator/app/internal/wire"
 	"example.org/orchestrator/modules/topics"
 )
@@ -68,7 +69,7 @@ func newSupervisor(opts Options, sys system) *supervisor {
 		builds:  newBuilds(opts.RunDir),
 	}
 	s.workers.linked = map[int]*worker{}
-	s.plan.config = absolute(opts.ConfigFile)
+	s.plan.config = sources.Absolute(opts.ConfigFile)
 	return s
 }
 

@@ -107,7 +107,7 @@ func listenControl(runDir string) (net.Listener, error) {
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	syscall.Umask(mask)
 	if err != nil {
-		return nil, fmt.Errorf("run_dir: control socket %s: %w", absolute(path), err)
+		return nil, fmt.Errorf("run_dir: control socket %s: %w", sources.Absolute(path), err)
 	}
 	return ln, nil
 }

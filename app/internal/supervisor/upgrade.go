@@ -8,6 +8,7 @@ import (
 
 	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/sources"
 )
 
 // answerTime is how long a generation may take to begin with an upgrade, and
@@ -74,7 +75,7 @@ func (s *supervisor) upgrade() {
 // one upgrade, which does what any of them wants.
 func (j *job) order() control.Upgrade {
 	order := control.Upgrade{
-		Binary:     absolute(j.binary),
+		Binary:     sources.Absolute(j.binary),
 		Generation: j.generation,
 		Changed:    j.changed,
 		Unknown:    j.unknown,

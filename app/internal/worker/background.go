@@ -2,51 +2,51 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/modules"
 )
 
 // background is the work of a generation beside its requests: the Run calls of
 // its modules, and the attempts to start again those that are down.
 type background struct {
-	ctx    context.Context // ends when a hold has succeeded
-	cancel context.CancelFunc
-	tasks  sync.WaitGroup
+	do    func(task func(ctx context.Context)) // in a goroutine; ctx ends with end
+	stop  context.CancelFunc
+	tasks sync.WaitGroup
 }
 
-// run calls every Run.
-func (s *moduleSet) run() *background {
-	b := &background{}
-	b.ctx, b.cancel = context.WithCancel(context.Background())
-	for _, in := range s.list {
-		if in.down == nil {
-			b.runOne(in)
-		}
-	}
+func newBackground() *background {
+	ctx, stop := context.WithCancel(context.Background())
+	b := &background{stop: stop}
+	b.do = func(task func(context.Context)) { b.tasks.Go(func() { task(ctx) }) }
 	return b
 }
 
-// runOne calls the module's Run, if it has one.
-func (b *background) runOne(in *instance) {
+// run calls the module's Run, if it has one.
+func (b *background) run(in *instance) {
 	r, ok := in.module.(modules.Runner)
 	if !ok {
 		return
 	}
-	b.tasks.Go(func() {
-		err := protect("Run", func() error { return r.Run(b.ctx) })
-		if err != nil && b.ctx.Err() == nil {
+	b.do(func(ctx context.Context) {
+		err := contract.Protect(contract.Run.Name, func() error { return r.Run(ctx) })
+		if err != nil && ctx.Err() == nil {
 			in.cfg.Log.Error("module's Run ended", "err", err)
 		}
 	})
 }
 
+// errRunsOn says that background work did not end in time.
+var errRunsOn = errors.New("a module's Run does not return")
+
 // end tells every task to return and waits for it.
 func (b *background) end(ctx context.Context) error {
-	b.cancel()
+	b.stop()
 	done := make(chan struct{})
-	go func() {
+	go func() { // ends with the last task, which may be never
 		b.tasks.Wait()
 		close(done)
 	}()
@@ -54,6 +54,6 @@ func (b *background) end(ctx context.Context) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("a module's Run does not return: %w", context.Cause(ctx))
+		return fmt.Errorf("%w: %w", errRunsOn, context.Cause(ctx))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/handoff"
 )
@@ -100,7 +101,7 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 			return errNoConns
 		}
 		if h != nil {
-			return protect("HandleConn", func() error { return h.HandleConn(ctx, st) })
+			return contract.Protect("HandleConn", func() error { return h.HandleConn(ctx, st) })
 		}
 		st.Ready() // others need not wait for it
 		select {

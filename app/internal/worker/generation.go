@@ -22,11 +22,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/eventbus"
@@ -44,13 +42,6 @@ import (
 const (
 	logInitialized = "Application initialized (hot-reload=%s)"
 	logReloaded    = "Module '%s' reloaded successfully"
-)
-
-// Exit codes of a worker, which become the program's when it never served.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitConfig = 2
 )
 
 // Options are what a generation is made of.
@@ -81,7 +72,7 @@ type generation struct {
 	starting sync.Mutex  // held while modules of the set are started or stopped
 	stopping atomic.Bool // the program ends
 	repaired atomic.Bool // a fresh process of this build was asked for, or is this one
-	settled  <-chan bool // receives whether this generation stays, after its probation; nil without one
+	final    <-chan bool // receives once, after the probation: whether this generation stays; nil without one
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
 	set  *moduleSet
@@ -94,7 +85,7 @@ func Run(opts Options) int {
 	upgrader, err := handoff.New()
 	if err != nil {
 		log.Error("cannot start", "err", err)
-		return exitFailed
+		return client.ExitFailed
 	}
 	g := &generation{
 		opts:     opts,
@@ -108,7 +99,7 @@ func Run(opts Options) int {
 	g.link, err = wire.Dial(wire.Socket(opts.RunDir), wire.Hello{Role: wire.RoleWorker, Generation: g.number})
 	if err != nil {
 		g.log.Error("cannot reach the supervisor", "err", err)
-		return exitFailed
+		return client.ExitFailed
 	}
 	defer g.link.Close()
 	// The supervisor must know of this generation before the one before it
@@ -116,13 +107,13 @@ func Run(opts Options) int {
 	var known control.Message
 	if err := g.link.Receive(&known); err != nil || known.Type != control.TypeKnown {
 		g.log.Error("the supervisor does not accept this worker", "got", known.Type, "err", err)
-		return exitFailed
+		return client.ExitFailed
 	}
 	g.out = newSendQueue(g.link)
 	g.bus.Tap(g.forward)
 
 	orders := make(chan control.Message)
-	go g.receive(orders)
+	go g.receive(orders) // ends with the link, which ends with the process
 
 	start := g.startFirst
 	if upgrader.HasPredecessor() {
@@ -138,9 +129,9 @@ func Run(opts Options) int {
 			}
 		}
 		if config.IsInvalid(err) {
-			return exitConfig
+			return client.ExitUsage
 		}
-		return exitFailed
+		return client.ExitFailed
 	}
 	return g.serve(orders)
 }
@@ -195,8 +186,8 @@ func (g *generation) load() error {
 	return nil
 }
 
-// make makes the modules and the server.
-func (g *generation) make(progress func(stage, module string)) (*moduleSet, error) {
+// assemble makes the modules and the server.
+func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, error) {
 	progress(handoff.StageConfig, "")
 	if err := contract.CheckList(g.opts.Modules); err != nil {
 		var entry *contract.EntryError
@@ -228,7 +219,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 	if err := g.load(); err != nil {
 		return err
 	}
-	set, err := g.make(silent)
+	set, err := g.assemble(silent)
 	if err != nil {
 		return err
 	}
@@ -265,13 +256,15 @@ func (g *generation) startFirst(ctx context.Context) error {
 func (g *generation) install(set *moduleSet) {
 	g.routes.mount(g.cfg, set)
 	g.mu.Lock()
-	runs := set.run()
+	runs := newBackground()
 	g.set, g.runs = set, runs
 	for _, in := range set.list {
-		if in.down != nil {
-			g.routes.fail(in.name, in.down)
-			runs.tasks.Go(func() { g.revive(runs, in) })
+		if in.down == nil {
+			runs.run(in)
+			continue
 		}
+		g.routes.fail(in.name, in.down)
+		runs.do(func(ctx context.Context) { g.revive(ctx, runs, in) })
 	}
 	g.mu.Unlock()
 }
@@ -313,140 +306,6 @@ func (g *generation) limits() limits {
 // send tells the supervisor something. If it is gone, so is this process soon.
 func (g *generation) send(m control.Message) {
 	g.out.push(m)
-}
-
-// handingOver is an upgrade under way.
-type handingOver struct {
-	done     chan bool // receives whether the next generation took over
-	cancel   context.CancelCauseFunc
-	expedite func() // ends the probation of the next generation, and the drain
-}
-
-func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	now := make(chan struct{})
-	h := &handingOver{done: make(chan bool, 1), cancel: cancel, expedite: sync.OnceFunc(func() { close(now) })}
-	go func() {
-		defer cancel(nil)
-		h.done <- g.upgrade(ctx, order, now)
-	}()
-	return h
-}
-
-// serve obeys the supervisor until the generation ends. An upgrade waits for
-// the end of this generation's own probation.
-func (g *generation) serve(orders <-chan control.Message) int {
-	var (
-		next     *control.Upgrade
-		upgrade  *handingOver
-		upgraded chan bool
-	)
-	for {
-		if upgrade == nil && g.settled == nil {
-			if g.stopping.Load() {
-				return g.stop()
-			}
-			if next != nil {
-				upgrade = g.beginUpgrade(*next)
-				next, upgraded = nil, upgrade.done
-			}
-		}
-		select {
-		case committed := <-upgraded:
-			upgrade, upgraded = nil, nil
-			if committed {
-				g.out.flush(time.Second)
-				g.server.Close()
-				return exitOK
-			}
-		case stays := <-g.settled:
-			g.settled = nil
-			if !stays {
-				g.out.flush(time.Second)
-				return exitFailed
-			}
-		case m := <-orders:
-			switch m.Type {
-			case control.TypeUpgrade: // one at a time: that before has told its outcome
-				next = m.Upgrade
-			case control.TypeCancel:
-				if next != nil {
-					g.refuse(next, m.Error)
-					next = nil
-				} else if upgrade != nil {
-					upgrade.cancel(errors.New(m.Error))
-				}
-			case control.TypeExpedite:
-				if upgrade != nil {
-					upgrade.expedite()
-				}
-			case control.TypeFailure:
-				if m.Failure != nil {
-					g.publishFailure(m.Failure)
-				}
-			case control.TypeStatus:
-				runtime.GC()
-				g.send(control.Message{Type: control.TypeStatus, Status: &client.Status{Goroutines: runtime.NumGoroutine()}})
-			case control.TypeStop:
-				g.stopping.Store(true)
-				if upgrade != nil {
-					upgrade.cancel(errors.New("the program is stopping"))
-					upgrade.expedite()
-				}
-			}
-		}
-	}
-}
-
-// refuse answers an upgrade that has not begun.
-func (g *generation) refuse(order *control.Upgrade, why string) {
-	g.send(control.Message{Type: control.TypeReport, Report: &control.Report{
-		Generation: order.Generation, Stage: handoff.StageStart, Error: why,
-	}})
-}
-
-// stop ends the program's last generation gracefully: requests in flight get
-// the drain time, then the modules shut down.
-func (g *generation) stop() int {
-	code := exitOK
-	if _, err := g.lastHold(forceTime); err != nil {
-		g.log.Warn("stopping with requests unfinished", "err", err)
-	}
-	if err := g.endRuns(context.Background()); err != nil {
-		g.log.Warn("stopping in spite of it", "err", err)
-	}
-	g.starting.Lock()
-	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background(), never); err != nil {
-		g.log.Error("shutdown failed", "err", err)
-		code = exitFailed
-	}
-	g.server.Close()
-	g.upgrader.Stop()
-	g.out.flush(time.Second)
-	return code
-}
-
-// lastHold lets requests finish for the drain time, and then cancels them and
-// gives them a last one. An error says what runs on all the same.
-func (g *generation) lastHold(last time.Duration) (*serve.Held, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	return g.server.ForceHold(ctx, last)
-}
-
-// endRuns waits for the background work to end, within the hook's deadline.
-func (g *generation) endRuns(ctx context.Context) error {
-	g.mu.Lock()
-	runs := g.runs
-	g.runs = nil
-	g.mu.Unlock()
-	if runs == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout is over"))
-	defer cancel()
-	return runs.end(ctx)
 }
 
 // affected names the modules of set that a change of packages concerns; all

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -159,7 +158,7 @@ func (s *moduleSet) call(ctx context.Context, h contract.Hook, f func(context.Co
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, over)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- protect(h.Name, func() error { return f(ctx) }) }()
+	go func() { done <- contract.Protect(h.Name, func() error { return f(ctx) }) }()
 	select {
 	case err := <-done:
 		return err
@@ -171,14 +170,4 @@ func (s *moduleSet) call(ctx context.Context, h contract.Hook, f func(context.Co
 	case <-time.After(lateTime):
 		return fmt.Errorf("%w: %w", errLate, context.Cause(ctx))
 	}
-}
-
-// protect turns a panic of f into an error.
-func protect(what string, f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s panicked: %v\n%s", what, p, debug.Stack())
-		}
-	}()
-	return f()
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/app/internal/control"
 	"example.org/orchestrator/handoff"
@@ -32,7 +33,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 		// The factories worked when this process started. The supervisor
 		// starts another.
 		g.log.Error("cannot make the modules again", "err", err)
-		os.Exit(exitFailed)
+		os.Exit(client.ExitFailed)
 	}
 	set.started = g.routes.started
 	g.routes.begin()
@@ -44,7 +45,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 		if _, ok := newer.Version(in.name); ok {
 			source = newer
 		}
-		if source, err = g.recover(set, in, before, source, older); err != nil {
+		if source, err = g.refill(set, in, before, source, older); err != nil {
 			g.log.Error("a state is lost", "module", in.name, "err", err)
 			r.lost = append(r.lost, in.name)
 		}
@@ -73,9 +74,9 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 // read back from where it was exported.
 const largeState = 16 << 20
 
-// recover restores the state of in, from source if possible, and returns what
+// refill restores the state of in, from source if possible, and returns what
 // it came from; nil means from memory.
-func (g *generation) recover(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
+func (g *generation) refill(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
 	if before.stuck {
 		return nil, errors.New("its Shutdown did not return")
 	}
@@ -109,14 +110,14 @@ const repairAfter = 3
 
 // revive tries to start a module again until it works or the generation's
 // work ends.
-func (g *generation) revive(b *background, in *instance) {
+func (g *generation) revive(ctx context.Context, b *background, in *instance) {
 	for n, wait := 1, 100*time.Millisecond; ; n, wait = n+1, min(2*wait, 5*time.Second) {
 		select {
 		case <-time.After(wait):
-		case <-b.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
-		fresh, err := g.reviveOnce(b, in)
+		fresh, err := g.reviveOnce(ctx, b, in)
 		if err == nil {
 			return
 		}
@@ -129,10 +130,10 @@ func (g *generation) revive(b *background, in *instance) {
 
 // reviveOnce starts a fresh value in the place of in, and returns the value
 // that is in the place afterwards.
-func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) {
+func (g *generation) reviveOnce(ctx context.Context, b *background, in *instance) (*instance, error) {
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	if b.ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return in, nil
 	}
 	g.set.stop(context.Background(), in)
@@ -147,10 +148,10 @@ func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) 
 		err = carry(in, fresh)
 	}
 	if err == nil {
-		err = g.set.start(b.ctx, fresh)
+		err = g.set.start(ctx, fresh)
 	}
 	if err == nil {
-		err = g.set.healthy(b.ctx, fresh)
+		err = g.set.healthy(ctx, fresh)
 	}
 	g.mu.Lock()
 	fresh.down = err
@@ -167,7 +168,7 @@ func (g *generation) reviveOnce(b *background, in *instance) (*instance, error) 
 	}
 	g.log.Info("module runs again", "module", in.name)
 	g.routes.revived(in.name, fresh.module)
-	b.runOne(fresh)
+	b.run(fresh)
 	g.report(nil)
 	return fresh, nil
 }

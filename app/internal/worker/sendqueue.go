@@ -24,7 +24,7 @@ type sendQueue struct {
 func newSendQueue(conn *wire.Conn) *sendQueue {
 	q := &sendQueue{conn: conn, wake: make(chan struct{}, 1), sent: true}
 	q.empty = sync.NewCond(&q.mu)
-	go q.run()
+	go q.run() // lasts as long as the process
 	return q
 }
 

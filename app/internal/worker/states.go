@@ -40,7 +40,7 @@ func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *i
 		return states.Copy(in.kept, in.name)
 	}
 	var state modules.State
-	if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
+	if err := contract.Protect("State", func() error { state = m.State(); return nil }); err != nil {
 		return err
 	}
 	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
@@ -112,7 +112,7 @@ func carry(from, to *instance) error {
 	if !ok || from.stuck {
 		return nil
 	}
-	return protect("State", func() error {
+	return contract.Protect("State", func() error {
 		source := reflect.ValueOf(old.State().Value).Elem()
 		reflect.ValueOf(to.module.(modules.Stateful).State().Value).Elem().Set(source)
 		return nil
@@ -177,7 +177,7 @@ func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
 		info := handoff.ModuleInfo{Name: in.name, Digest: cfg.Digest(in.name), Since: in.since, Down: in.down != nil}
 		if m, ok := in.module.(modules.Stateful); ok {
 			var state modules.State
-			if err := protect("State", func() error { state = m.State(); return nil }); err != nil {
+			if err := contract.Protect("State", func() error { state = m.State(); return nil }); err != nil {
 				return nil, fault(handoff.StagePrepare, in.name, err)
 			}
 			info.Stateful, info.StateVersion = true, state.Version

@@ -12,7 +12,6 @@ import (
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/handoff/failpoint"
-	"example.org/orchestrator/modules"
 )
 
 // attempt is one upgrade as the old generation sees it.
@@ -70,10 +69,8 @@ func (a *attempt) stage(name client.Stage, limit time.Duration) {
 
 // lap notes how long a stage took.
 func (a *attempt) lap(stage client.Stage, since time.Time) {
-	a.stages[stage] = milliseconds(time.Since(since))
+	a.stages[stage] = client.Milliseconds(time.Since(since))
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // prepare starts the candidate and waits until it needs the states. Nothing
 // is touched yet.
@@ -202,7 +199,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
 	a.stage(handoff.StageShutdown, a.limits().shutdown())
 	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
-		g.log.Warn("reloading in spite of it", "err", err)
+		g.log.Warn("reloading all the same", "err", err)
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
@@ -237,168 +234,6 @@ func (a *attempt) handOver(ctx context.Context) error {
 	}
 	a.lap("restore", began)
 	return a.commit()
-}
-
-// commit gives everything away, and stands by until the candidate has proved
-// itself. From here the attempt cannot be cancelled; if the candidate dies,
-// what it did is rewound.
-func (a *attempt) commit() error {
-	g := a.g
-	probation := g.cfg.App.Probation
-	a.stage(handoff.StageCommit, 2*a.limits().commit())
-	ctx, cancel := context.WithTimeout(context.Background(), a.limits().commit())
-	defer cancel()
-	err := a.giveAway(ctx, probation > 0)
-	if err == nil && probation > 0 {
-		err = a.standBy(probation)
-	}
-	if back := (*handoff.Returned)(nil); errors.As(err, &back) {
-		return a.takeBack(back)
-	}
-	if err == nil {
-		cut := false
-		select {
-		case <-a.expedited:
-			cut = true
-		default:
-		}
-		a.stage(handoff.StageReady, 2*g.cfg.App.HookTimeout)
-		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
-		defer cancel()
-		err = a.candidate.Finish(ctx, cut)
-	}
-	if err == nil || a.candidate.Final() || g.stopping.Load() { // whoever stops takes nothing back
-		a.drain()
-		return nil
-	}
-	a.kill()
-	if a.candidate.Final() { // after all
-		a.drain()
-		return nil
-	}
-	a.rollBack(nil, nil)
-	if !a.candidate.Committed() {
-		return err
-	}
-	g.mu.Lock()
-	for _, in := range g.set.list { // whether or not the candidate got its state
-		if _, ok := in.module.(modules.Stateful); ok && !slices.Contains(a.lost, in.name) {
-			a.reverted = append(a.reverted, in.name)
-		}
-	}
-	g.mu.Unlock()
-	return &afterCommit{err}
-}
-
-// giveAway commits and passes the connections on. Those that cannot move stay
-// here, and their requests are forwarded.
-func (a *attempt) giveAway(ctx context.Context, probation bool) error {
-	g := a.g
-	handed, conns, closed := a.held.HandOver()
-	a.handed = handed
-	move, stay := split(conns, a.candidate.Room())
-	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Kind != serve.KindHTTP })
-	if lost := len(stay) - len(web); lost > 0 {
-		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
-		closed += lost
-	}
-	a.cancelled += g.server.Cancelled() + closed
-	a.left = outgoing(conns)
-	a.forwarded = g.server.Pinned() + len(web)
-	var to *forwarding
-	if a.forwarded > 0 {
-		var err error
-		if to, err = newForwarding(); err != nil {
-			return fault(handoff.StageCommit, "", err)
-		}
-	}
-	err := a.candidate.Commit(ctx, handoff.Commit{
-		StagesMS:  stageTimes(a.stages),
-		HeldMS:    milliseconds(time.Since(a.heldSince)),
-		TotalMS:   milliseconds(time.Since(a.began)),
-		Held:      a.heldConns,
-		Forwarded: a.forwarded,
-		Cancelled: a.cancelled,
-		Probation: probation,
-	})
-	if err != nil {
-		to.close()
-		return err
-	}
-	out := outgoing(move)
-	if to != nil {
-		out = append(out, to.far)
-	}
-	left, err := a.candidate.Move(ctx, out)
-	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == forwardOwner }), outgoing(stay)...)
-	if err != nil {
-		to.close()
-		return err
-	}
-	a.left = nil
-	for _, c := range stay {
-		if c.Kind != serve.KindHTTP {
-			c.Close()
-		}
-	}
-	if to != nil {
-		if len(web) > 0 {
-			g.log.Warn("connections stay in the old generation: the new one may not open as many files", "connections", len(web))
-		}
-		a.handed.Forward(to.handler, web)
-	}
-	return nil
-}
-
-// drain waits for the clients whose connections could not move to go.
-func (a *attempt) drain() {
-	g := a.g
-	if g.server.Pinned() == 0 {
-		return
-	}
-	a.stage("drain", g.cfg.App.Drain+g.cfg.App.HookTimeout)
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	go func() {
-		select {
-		case <-a.expedited:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	closed := a.handed.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
-	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: closed}})
-}
-
-// standBy watches the candidate serve.
-func (a *attempt) standBy(probation time.Duration) error {
-	app := a.g.cfg.App
-	patience, returning := a.limits().answer(), a.limits().giveBack()
-	unwell := func() {
-		a.stage("return", app.Drain+returning+app.HookTimeout)
-		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
-		defer cancel()
-		a.handed.Recall(ctx)
-	}
-	a.stage(handoff.StageProbation, probation+2*patience)
-	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
-		Whole: probation, Answer: patience, Return: returning, Unwell: unwell,
-	}, a.expedited)
-}
-
-// takeBack serves again with what a candidate that was not well has returned.
-func (a *attempt) takeBack(back *handoff.Returned) error {
-	g := a.g
-	a.rollBack(back.States, func(adopt func([]serve.Detached)) {
-		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
-		defer cancel()
-		if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { adopt(incoming(conns)) }); err != nil {
-			g.log.Warn("not every connection came back", "err", err)
-			a.kill() // it may go on serving otherwise
-		}
-	})
-	a.await()
-	return &afterCommit{back.UpgradeError}
 }
 
 // afterCommit marks a failure after the commit.
@@ -479,7 +314,7 @@ func (a *attempt) fail(err error) {
 		a.g.repaired.Store(false) // it may be asked for again
 	}
 	if !a.heldSince.IsZero() {
-		r.StagesMS[client.StagePause] = milliseconds(time.Since(a.heldSince))
+		r.StagesMS[client.StagePause] = client.Milliseconds(time.Since(a.heldSince))
 	}
 	a.g.report(nil)
 	a.g.send(control.Message{Type: control.TypeReport, Report: r})

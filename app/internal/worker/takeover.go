@@ -31,13 +31,13 @@ func (g *generation) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// firstWord is how long a candidate waits for the old generation's answer to
-// its first word, in which that one says how long it may be silent later.
-const firstWord = 10 * time.Second
+// welcomeTime is how long a candidate waits for the answer to its hello, in
+// which the old generation says how long it may be silent later.
+const welcomeTime = 10 * time.Second
 
-// patience is how long a candidate waits for the old generation's next word.
-// One that is silent for longer is stuck, and the supervisor ends it before.
-func (t *takeover) patience() time.Duration {
+// silence is the longest that the old generation may say nothing. One that is
+// silent for longer is stuck, and the supervisor kills it before that.
+func (t *takeover) silence() time.Duration {
 	return time.Duration(t.welcome.PatienceMS) * time.Millisecond
 }
 
@@ -48,7 +48,7 @@ type takeover struct {
 	welcome *handoff.Welcome
 	notes   []string
 	states  *handoff.States
-	orphan  bool // the old generation died and left everything to us
+	alone   bool // the old generation is gone: everything is here
 }
 
 func (t *takeover) run(ctx context.Context) error {
@@ -60,7 +60,7 @@ func (t *takeover) run(ctx context.Context) error {
 	if loadErr == nil {
 		hello.Modules = g.cfg.ModuleNames()
 	}
-	greet, cancel := context.WithTimeout(ctx, firstWord)
+	greet, cancel := context.WithTimeout(ctx, welcomeTime)
 	defer cancel()
 	welcome, err := t.p.Hello(greet, hello)
 	if err != nil {
@@ -73,7 +73,7 @@ func (t *takeover) run(ctx context.Context) error {
 	if welcome.Reload.Repair {
 		g.repaired.Store(true)
 	}
-	set, err := g.make(func(stage, module string) { t.p.Progress(ctx, stage, module) })
+	set, err := g.assemble(func(stage, module string) { t.p.Progress(ctx, stage, module) })
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
@@ -91,7 +91,7 @@ func (t *takeover) run(ctx context.Context) error {
 		return t.giveUp(ctx, err)
 	}
 	failpoint.At(failpoint.Candidate, "at", "prepared")
-	wait, cancel := context.WithTimeout(ctx, t.patience())
+	wait, cancel := context.WithTimeout(ctx, t.silence())
 	defer cancel()
 	t.states, err = t.p.Prepared(wait)
 	if err != nil {
@@ -108,13 +108,13 @@ func (t *takeover) run(ctx context.Context) error {
 	}
 	failpoint.At(failpoint.Candidate, "at", "initialized")
 	restore := time.Since(began)
-	decide, cancel := context.WithTimeout(ctx, t.patience())
+	decide, cancel := context.WithTimeout(ctx, t.silence())
 	defer cancel()
 	commit, err := t.p.Healthy(decide)
 	if errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation died during the handoff; going on with its state")
 		t.notes = append(t.notes, "the old generation died during the handoff, after it had passed on every state")
-		t.orphan, err = true, nil
+		t.alone, err = true, nil
 		commit = &handoff.Commit{StagesMS: map[string]float64{}}
 	}
 	if err != nil {
@@ -176,8 +176,8 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	moved := 0
 	g.held.Resume(func(adopt func([]serve.Detached)) {
 		failpoint.At(failpoint.Candidate, "at", "resumed")
-		pause = commit.HeldMS + milliseconds(time.Since(took))
-		if !t.orphan {
+		pause = commit.HeldMS + client.Milliseconds(time.Since(took))
+		if !t.alone {
 			moved = t.takeConns(ctx, adopt)
 		}
 	})
@@ -185,9 +185,9 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	r := &control.Report{
 		Generation: g.number,
 		TookOver:   true,
-		Standby:    commit.Probation && !t.orphan,
+		Standby:    commit.Probation && !t.alone,
 		Changed:    changed,
-		StagesMS:   map[client.Stage]float64{client.StageRestore: milliseconds(restore), client.StagePause: pause},
+		StagesMS:   map[client.Stage]float64{client.StageRestore: client.Milliseconds(restore), client.StagePause: pause},
 		Held:       commit.Held,
 		Forwarded:  commit.Forwarded,
 		Moved:      moved,
@@ -207,9 +207,9 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	})
 	g.report(r)
 	failpoint.At(failpoint.Candidate, "at", "reported")
-	settled := make(chan bool, 1)
-	g.settled = settled
-	go func() { settled <- t.prove() }()
+	final := make(chan bool, 1)
+	g.final = final
+	go func() { final <- t.passProbation() }() // whose end the loop waits for
 }
 
 // takeConns adopts the connections that the old generation passes on, and
@@ -227,122 +227,10 @@ func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) 
 	})
 	if err != nil {
 		t.g.log.Warn("not every connection could be taken over", "err", err)
-		t.outlive(err) // it takes everything back
-		t.orphan = true
+		t.waitGone(err) // it takes everything back
+		t.alone = true
 	}
 	return moved
-}
-
-// prove is the probation: the old generation stands by while this one serves.
-// It reports whether this one stays.
-func (t *takeover) prove() (stays bool) {
-	g := t.g
-	defer t.p.Close()
-	probation := client.ProbationPassed
-	if !t.orphan {
-		cut, err := t.p.Probation(context.Background(), t.healthy)
-		var unhealthy *handoff.UpgradeError
-		if errors.As(err, &unhealthy) {
-			if t.giveBack(unhealthy) {
-				return false
-			}
-			probation = client.ProbationFailed
-		} else if errors.Is(err, handoff.ErrPredecessorGone) {
-			g.log.Warn("the old generation died before the end of the probation")
-		} else if err != nil {
-			t.outlive(err)
-		} else if cut {
-			probation = client.ProbationCut
-		}
-	}
-	failpoint.At(failpoint.Candidate, "at", "proved")
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
-	defer cancel()
-	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
-		g.log.Warn("the old generation did not say goodbye", "err", err)
-	}
-	g.send(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: g.number, Probation: probation}})
-	return true
-}
-
-// outlive makes sure that the old generation is gone, after an error of the
-// conversation with it, so that two never serve: seeing the link end it ends
-// this process, or is ended by the supervisor.
-func (t *takeover) outlive(err error) {
-	if !errors.Is(err, handoff.ErrPredecessorGone) {
-		t.g.log.Error("the old generation does not keep to the protocol", "err", err)
-		t.p.Close()
-		t.p.Gone(context.Background())
-	}
-	t.g.log.Warn("there is no old generation any more, going on", "err", err)
-}
-
-// healthy asks all modules for their health.
-func (t *takeover) healthy() *handoff.UpgradeError {
-	g := t.g
-	g.mu.Lock()
-	list := slices.Clone(g.set.list)
-	g.mu.Unlock()
-	for _, in := range list {
-		g.mu.Lock()
-		down := in.down
-		g.mu.Unlock()
-		if down != nil {
-			continue
-		}
-		err := g.set.healthy(context.Background(), in)
-		if where := (*handoff.UpgradeError)(nil); errors.As(err, &where) {
-			return where
-		}
-	}
-	return nil
-}
-
-// giveBack returns everything to the old generation. It reports false if that
-// one has died meanwhile: then this one goes on, well or not.
-func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
-	g := t.g
-	g.log.Error("not well, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
-	tell, cancel := context.WithTimeout(context.Background(), t.patience())
-	defer cancel()
-	if err := t.p.Unwell(tell); err != nil {
-		t.outlive(err)
-		return false
-	}
-	held, err := g.lastHold(g.cfg.App.HookTimeout)
-	if err != nil {
-		g.log.Warn("handing back with requests unfinished", "err", err)
-	}
-	if err := g.endRuns(context.Background()); err != nil {
-		g.log.Warn("handing back in spite of it", "err", err)
-	}
-	g.starting.Lock()
-	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background(), never); err != nil {
-		g.log.Error("shutdown failed", "err", err)
-	}
-	states, err := g.set.export(context.Background(), never)
-	if err != nil {
-		g.log.Error("not every state could be exported", "err", err)
-	}
-	resume := held.Resume
-	var rest []handoff.Conn
-	if states != nil {
-		wait, cancel := context.WithTimeout(context.Background(), t.patience())
-		defer cancel()
-		handed, conns, _ := held.HandOver()
-		left, err := t.p.Return(wait, why, states, outgoing(conns))
-		if err == nil {
-			states.Close()
-			return true
-		}
-		t.outlive(err)
-		resume, rest = handed.Resume, left
-	}
-	g.restart(states, nil)
-	resume(func(adopt func([]serve.Detached)) { adopt(incoming(rest)) })
-	g.report(nil)
-	return false
 }
 
 // changed names the modules whose code or configuration is not what it was.

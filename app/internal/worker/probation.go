@@ -1,0 +1,125 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/serve"
+	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/handoff/failpoint"
+)
+
+// passProbation is the probation: the old generation stands by while this one serves.
+// It reports whether this one stays.
+func (t *takeover) passProbation() (stays bool) {
+	g := t.g
+	defer t.p.Close()
+	probation := client.ProbationPassed
+	if !t.alone {
+		cut, err := t.p.Probation(context.Background(), t.healthy)
+		var unhealthy *handoff.UpgradeError
+		if errors.As(err, &unhealthy) {
+			if t.giveBack(unhealthy) {
+				return false
+			}
+			probation = client.ProbationFailed
+		} else if errors.Is(err, handoff.ErrPredecessorGone) {
+			g.log.Warn("the old generation died before the end of the probation")
+		} else if err != nil {
+			t.waitGone(err)
+		} else if cut {
+			probation = client.ProbationCut
+		}
+	}
+	failpoint.At(failpoint.Candidate, "at", "proved")
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	defer cancel()
+	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
+		g.log.Warn("the old generation did not confirm that it goes", "err", err)
+	}
+	g.send(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: g.number, Probation: probation}})
+	return true
+}
+
+// waitGone makes sure that the old generation is gone, after an error of the
+// conversation with it, so that two never serve: when it sees the link end, it
+// kills this process, or the supervisor kills it.
+func (t *takeover) waitGone(err error) {
+	if !errors.Is(err, handoff.ErrPredecessorGone) {
+		t.g.log.Error("the old generation does not keep to the protocol", "err", err)
+		t.p.Close()
+		t.p.Gone(context.Background())
+	}
+	t.g.log.Warn("there is no old generation any more, going on", "err", err)
+}
+
+// healthy asks all modules for their health.
+func (t *takeover) healthy() *handoff.UpgradeError {
+	g := t.g
+	g.mu.Lock()
+	list := slices.Clone(g.set.list)
+	g.mu.Unlock()
+	for _, in := range list {
+		g.mu.Lock()
+		down := in.down
+		g.mu.Unlock()
+		if down != nil {
+			continue
+		}
+		err := g.set.healthy(context.Background(), in)
+		if where := (*handoff.UpgradeError)(nil); errors.As(err, &where) {
+			return where
+		}
+	}
+	return nil
+}
+
+// giveBack returns everything to the old generation. It reports false if that
+// one has died meanwhile: then this one goes on, well or not.
+func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
+	g := t.g
+	g.log.Error("unhealthy, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
+	tell, cancel := context.WithTimeout(context.Background(), t.silence())
+	defer cancel()
+	if err := t.p.Unwell(tell); err != nil {
+		t.waitGone(err)
+		return false
+	}
+	held, err := g.lastHold(g.cfg.App.HookTimeout)
+	if err != nil {
+		g.log.Warn("handing back with requests unfinished", "err", err)
+	}
+	if err := g.endRuns(context.Background()); err != nil {
+		g.log.Warn("handing back all the same", "err", err)
+	}
+	g.starting.Lock()
+	defer g.starting.Unlock()
+	if err := g.set.shutdown(context.Background(), never); err != nil {
+		g.log.Error("shutdown failed", "err", err)
+	}
+	states, err := g.set.export(context.Background(), never)
+	if err != nil {
+		g.log.Error("not every state could be exported", "err", err)
+	}
+	resume := held.Resume
+	var rest []handoff.Conn
+	if states != nil {
+		wait, cancel := context.WithTimeout(context.Background(), t.silence())
+		defer cancel()
+		handed, conns, _ := held.HandOver()
+		left, err := t.p.Return(wait, why, states, outgoing(conns))
+		if err == nil {
+			states.Close()
+			return true
+		}
+		t.waitGone(err)
+		resume, rest = handed.Resume, left
+	}
+	g.restart(states, nil)
+	resume(func(adopt func([]serve.Detached)) { adopt(incoming(rest)) })
+	g.report(nil)
+	return false
+}
