@@ -149,6 +149,9 @@ func (s *supervisor) buildListed() {
 		s.next()
 	case len(p.code(j.paths)) > 0 || j.forced || p.current.binary == "":
 		s.compile(copies)
+	case len(j.paths) > 0 && !j.frozen && !p.configIs(j.snap): // it was being written
+		j.restarts++
+		s.buildAnew()
 	case len(j.paths) > 0 && !j.waited && halfWritten(p.config):
 		j.waited = true
 		j.phase = listPhase // there is nothing to cancel

@@ -113,6 +113,13 @@ func (p *plan) serves(binary string, snap *sources.Snapshot) {
 	}
 }
 
+// configIs reports whether the configuration is still what snap has of it.
+func (p *plan) configIs(snap *sources.Snapshot) bool {
+	was, there := snap.Sum(p.config)
+	is, still := sources.Take(sources.Set{Files: []string{p.config}}).Sum(p.config)
+	return was == is && there == still
+}
+
 // quietTime is how long the sources must stay as snap has them before a failure
 // of it is believed.
 func (p *plan) quietTime(snap *sources.Snapshot) time.Duration {

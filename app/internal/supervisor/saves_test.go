@@ -238,6 +238,19 @@ func TestSave_ofTheConfigurationBuildsNothing(t *testing.T) {
 	}, developing)
 }
 
+// TestSave_ofAConfigurationThatIsRemoved is refused by the candidate.
+func TestSave_ofAConfigurationThatIsRemoved(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		if err := os.Remove(w.opts.ConfigFile); err != nil {
+			t.Fatal(err)
+		}
+		w.watcher.changed <- struct{}{}
+		time.Sleep(writingTime)
+		k.hears(control.TypeUpgrade)
+	}, developing)
+}
+
 func TestSave_ofAConfigurationThatIsBeingWritten(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
