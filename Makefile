@@ -3,6 +3,8 @@
 GO          ?= go
 BIN         := bin/orchestrator
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+REVIVE      := $(GO) run github.com/mgechev/revive@v1.13.0
+MISSPELL    := $(GO) run github.com/golangci/misspell/cmd/misspell@v0.8.0
 # The race detector needs a C compiler.
 RACE        := $(shell command -v $$($(GO) env CC) >/dev/null 2>&1 && echo -race)
 
@@ -25,6 +27,7 @@ crash: ## make every step of a reload fail in every way, and print the table
 
 soak: ## reload 1,000 times under load, every second time to a bad candidate
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./app/e2e/soak
+	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestDescriptorsStayFlat -v ./app/e2e/connections
 
 bench: ## measure: from save to serving beside the peers, pauses, throughput, large states
 	$(GO) run ./cmd/bench save
@@ -45,11 +48,14 @@ fuzz: ## look for inputs that break the decoders, ten minutes each
 	$(GO) test -run XXX -fuzz FuzzStates -fuzztime 10m ./handoff
 	$(GO) test -run XXX -fuzz FuzzConfig -fuzztime 10m ./config
 
-lint: ## formatting, vet, staticcheck, tidy, and that the other platforms compile
+lint: ## formatting, vet, staticcheck, the house rules, tidy, and that the other platforms compile
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted (make fmt):"; echo "$$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags failpoints ./...
 	$(STATICCHECK) ./...
+	$(GO) build -C .ci/lint -o ../../bin/lint . && $(GO) vet -vettool=$(CURDIR)/bin/lint ./...
+	$(REVIVE) -config .revive.toml ./...
+	@git ls-files '*.go' '*.md' | xargs $(MISSPELL) -error
 	$(GO) mod tidy -diff
 	GOOS=darwin $(GO) vet ./...
 	GOOS=windows $(GO) build -o /dev/null ./...

@@ -117,9 +117,9 @@ func TestClients_findNobody(t *testing.T) {
 	for _, command := range []string{"reload", "status", "events"} {
 		stdout, stderr, code := commandLine(t, command)
 		want := "nothing is running: nobody answers at " + filepath.Join(dir, "elsewhere", "control.sock") + "\n"
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			want = strings.Replace(want, dir, real, 1)
-			stderr = strings.Replace(stderr, dir, real, 1)
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			want = strings.Replace(want, dir, resolved, 1)
+			stderr = strings.Replace(stderr, dir, resolved, 1)
 		}
 		if code != client.ExitNotRunning || stdout != "" || stderr != want {
 			t.Errorf("%s: exit code %d, %q, %q; want %d and %q", command, code, stdout, stderr, client.ExitNotRunning, want)

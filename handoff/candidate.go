@@ -137,8 +137,8 @@ func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err er
 	return nil, nil
 }
 
-// Returned is what a candidate gave back because it was not well.
-type Returned struct {
+// ReturnedError is what a candidate gave back because it was not well.
+type ReturnedError struct {
 	*UpgradeError
 	States *States // the caller's to close
 }
@@ -154,7 +154,7 @@ type ProbationTimes struct {
 
 // Probation watches the candidate while it serves: until the time is over or
 // cut is closed, and then until it has said once more that it is well. The
-// error is a [*Returned] if the candidate was not well and gave everything
+// error is a [*ReturnedError] if the candidate was not well and gave everything
 // back; after any other the candidate cannot be trusted.
 func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
 	over := time.After(times.Whole)
@@ -206,7 +206,7 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 			return c.failure(StageProbation, err)
 		}
 		c.reported = &UpgradeError{Stage: m.Stage, Module: m.Module, Err: errors.New(m.Error)}
-		return &Returned{c.reported, states}
+		return &ReturnedError{c.reported, states}
 	default:
 		closeAll(files)
 		return c.failure(StageProbation, fmt.Errorf("got %q while asking how it is: %w", m.Type, errGarbage))

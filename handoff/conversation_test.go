@@ -272,7 +272,7 @@ func TestConversation_handedBack(t *testing.T) {
 				}
 				return nil
 			})
-			if failed != "probation" || err != error(sick) {
+			if failed != "probation" || !errors.Is(err, sick) {
 				t.Errorf("the candidate goes on after %q: %v", failed, err)
 				return
 			}
@@ -300,7 +300,7 @@ func TestConversation_handedBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := c.candidate.Probation(context.Background(), ProbationTimes{Whole: 5 * stepTime, Answer: stepTime, Return: stepTime, Unwell: func() { recalled = true }}, nil)
-		var back *Returned
+		var back *ReturnedError
 		if !errors.As(err, &back) || back.Module != "hello" || !recalled {
 			t.Fatalf("Probation = %v, recalled %v", err, recalled)
 		}

@@ -99,7 +99,7 @@ func TestScripts(t *testing.T) {
 				p.Wait("GET "+args[0]+" to answer "+args[1], func() bool { return p.Get(args[0]) == args[1] })
 			},
 			"post": func(ts *testscript.TestScript, _ bool, args []string) {
-				_, got, err := e2etest.Do(http.MethodPost, of(ts).Url(args[0]), "")
+				_, got, err := e2etest.Do(http.MethodPost, of(ts).URL(args[0]), "")
 				ts.Check(err)
 				if got != args[1] {
 					ts.Fatalf("POST %s = %q, want %q", args[0], got, args[1])

@@ -18,7 +18,7 @@ import (
 func TestAConnectionPerRequestNeverFails(t *testing.T) {
 	t.Parallel()
 	p, good, bad := e2etest.BinaryProject(t)
-	url := p.Url("")
+	url := p.URL("")
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	var sent, failures atomic.Int64

@@ -19,7 +19,7 @@ func TestABadCandidateChangesNothing(t *testing.T) {
 	p := e2etest.New(t)
 	good := p.Read("modules/hello/hello.go")
 	p.StartServing()
-	url := p.Url("")
+	url := p.URL("")
 	if _, got, err := e2etest.Do(http.MethodPost, url+"/counter/", ""); err != nil || got != "1" {
 		t.Fatalf("POST /counter/ = %q, %v", got, err)
 	}

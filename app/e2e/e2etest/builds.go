@@ -27,8 +27,8 @@ import (
 // maxAge is when a build that nobody has used is removed.
 const maxAge = 24 * time.Hour
 
-// cached returns the folder that make has filled, now or in another process.
-func cached(name string, make func(dir string) error) (dir string, err error) {
+// cached returns the folder that fill has filled, now or in another process.
+func cached(name string, fill func(dir string) error) (dir string, err error) {
 	base := filepath.Join(os.TempDir(), fmt.Sprintf("orchestrator-e2e-%d", os.Getuid()))
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return "", err
@@ -60,7 +60,7 @@ func cached(name string, make func(dir string) error) (dir string, err error) {
 	if err := os.MkdirAll(fresh, 0o700); err != nil {
 		return "", err
 	}
-	if err := make(fresh); err != nil {
+	if err := fill(fresh); err != nil {
 		return "", err
 	}
 	return dir, os.Rename(fresh, dir)

@@ -34,9 +34,9 @@ func StatusField(pid int, name string) int {
 	return 0
 }
 
-// keptAlive are clients that use one connection each and never try a request
+// KeptAlive are clients that use one connection each and never try a request
 // again.
-type keptAlive struct {
+type KeptAlive struct {
 	N                           int
 	stop                        chan struct{}
 	done                        sync.WaitGroup
@@ -45,15 +45,16 @@ type keptAlive struct {
 	Why                         atomic.Value
 }
 
-func KeepAlive(address string, n int) *keptAlive {
-	k := &keptAlive{N: n, stop: make(chan struct{})}
+// KeepAlive has n clients count up until End.
+func KeepAlive(address string, n int) *KeptAlive {
+	k := &KeptAlive{N: n, stop: make(chan struct{})}
 	for range n {
 		k.done.Go(func() { k.client(address) })
 	}
 	return k
 }
 
-func (k *keptAlive) client(address string) {
+func (k *KeptAlive) client(address string) {
 	var c net.Conn
 	var in *bufio.Reader
 	reached := sync.OnceFunc(func() { k.Reached.Add(1) })
@@ -117,7 +118,7 @@ func PostOn(c net.Conn, in *bufio.Reader) error {
 	return nil
 }
 
-func (k *keptAlive) End() {
+func (k *KeptAlive) End() {
 	close(k.stop)
 	k.done.Wait()
 }

@@ -75,6 +75,7 @@ func (p *Project) ReserveAddress() string {
 	}
 }
 
+// Light is a project that a test owns: see [MakeLight].
 func Light(t *testing.T) (*Project, Pair) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "orch")

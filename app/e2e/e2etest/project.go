@@ -74,6 +74,7 @@ var ModulePath = sync.OnceValue(func() string {
 	return strings.TrimPrefix(line, "module ")
 })
 
+// StandardConfig is that of a developer, on a free port.
 const StandardConfig = `app:
   hot_reload: true
   listen: 127.0.0.1:0
@@ -153,12 +154,12 @@ func (p *Project) Read(name string) string {
 }
 
 // Edit replaces old, which must be there, as an editor does: into the file.
-func (p *Project) Edit(name, old, new string) {
+func (p *Project) Edit(name, old, edited string) {
 	text := p.Read(name)
 	if !strings.Contains(text, old) {
 		p.T.Fatalf("%s does not contain %q", name, old)
 	}
-	p.Write(name, strings.Replace(text, old, new, 1))
+	p.Write(name, strings.Replace(text, old, edited, 1))
 }
 
 // Start begins `orchestrator run`.
@@ -318,7 +319,7 @@ func (p *Project) Reload(args ...string) (*client.Outcome, int) {
 	return o, code
 }
 
-func (p *Project) Url(path string) string { return "http://" + p.Status().Listen[0] + path }
+func (p *Project) URL(path string) string { return "http://" + p.Status().Listen[0] + path }
 
 var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
 
@@ -338,7 +339,7 @@ func Do(method, url, body string) (int, string, error) {
 }
 
 func (p *Project) Get(path string) string {
-	_, text, err := Do(http.MethodGet, p.Url(path), "")
+	_, text, err := Do(http.MethodGet, p.URL(path), "")
 	p.Check(err)
 	return text
 }
@@ -364,10 +365,13 @@ func (p *Project) Variant(name string, files map[string]string) string {
 	return out
 }
 
+// Sigterm stops a program gracefully.
 const Sigterm = syscall.SIGTERM
 
+// Itoa is strconv.Itoa.
 func Itoa(n int) string { return strconv.Itoa(n) }
 
+// Atoi is the number in s, 0 if there is none.
 func Atoi(s string) int {
 	n, _ := strconv.Atoi(s)
 	return n

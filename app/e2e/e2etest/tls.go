@@ -62,6 +62,7 @@ func HTTPSClient(h2 bool) (c *http.Client, dialled *atomic.Int64) {
 	}}, dialled
 }
 
+// Ask sends a request and returns the answer, which must be 200.
 func Ask(c *http.Client, method, url, body string) (string, error) {
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {

@@ -78,7 +78,7 @@ func BenchmarkStateOf1GiB(b *testing.B) {
 	b.Cleanup(p.CleanUp)
 	binary, holds := e2etest.LargeProject(p, mib)
 	var pause, pipe float64
-	var old, new int
+	var atOld, atNew int
 	for b.Loop() {
 		o, peakOld, peakNew := reloadLarge(p, binary, holds)
 		if o.Verdict != client.Reloaded {
@@ -88,7 +88,7 @@ func BenchmarkStateOf1GiB(b *testing.B) {
 			b.Errorf("peak memory %d and %d MiB", peakOld, peakNew)
 		}
 		pause += o.StagesMS["pause"]
-		old, new = max(old, peakOld), max(new, peakNew)
+		atOld, atNew = max(atOld, peakOld), max(atNew, peakNew)
 		began := time.Now()
 		p.Check(copyThroughPipe(mib))
 		pipe += time.Since(began).Seconds() * 1000
@@ -96,8 +96,8 @@ func BenchmarkStateOf1GiB(b *testing.B) {
 	b.ReportMetric(pause/float64(b.N), "pause-ms")
 	b.ReportMetric(pipe/float64(b.N), "pipe-ms")
 	b.ReportMetric(pause/pipe, "pause/pipe")
-	b.ReportMetric(float64(old), "peak-old-MiB")
-	b.ReportMetric(float64(new), "peak-new-MiB")
+	b.ReportMetric(float64(atOld), "peak-old-MiB")
+	b.ReportMetric(float64(atNew), "peak-new-MiB")
 	b.ReportMetric(0, "ns/op") // says nothing here
 }
 

@@ -20,7 +20,7 @@ import (
 func TestStateSurvivesFiftyReloads(t *testing.T) {
 	t.Parallel()
 	p, good, _ := e2etest.BinaryProject(t)
-	url := p.Url("")
+	url := p.URL("")
 	if code, _, err := e2etest.Do(http.MethodPut, url+"/kv/key", "value"); err != nil || code != http.StatusNoContent {
 		t.Fatalf("PUT /kv/key = %d, %v", code, err)
 	}

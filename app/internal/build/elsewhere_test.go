@@ -78,8 +78,8 @@ func TestDirectWithSettings(t *testing.T) {
 				t.Fatal(err)
 			}
 			file, _ := filepath.Abs(tt.edit)
-			if real, err := filepath.EvalSymlinks(file); err == nil {
-				file = real
+			if resolved, err := filepath.EvalSymlinks(file); err == nil {
+				file = resolved
 			}
 			if changed, unknown := in.Affected([]string{file}); unknown || len(changed) != 2 {
 				t.Errorf("an edit of %s concerns %v, %t; want it and the main package", tt.edit, changed, unknown)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,7 @@ func sumOf(path string) (sum [sha256.Size]byte, err error) {
 	// The notes are at the beginning, where a program is loaded from.
 	head := make([]byte, 16<<10)
 	n, err := io.ReadFull(f, head)
-	if err != nil && err != io.ErrUnexpectedEOF {
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return sum, fmt.Errorf("build: read %s: %w", path, err)
 	}
 	head = head[:n]

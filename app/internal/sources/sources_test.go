@@ -17,7 +17,12 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv("WATCH_LOG") != "" { // in a user namespace without inotify
+		sources.PollOften()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func write(t *testing.T, path, text string) {
 	t.Helper()

@@ -17,7 +17,7 @@ import (
 )
 
 // pollInterval is how often to look where the system gives no events.
-const pollInterval = time.Second
+var pollInterval = time.Second
 
 // Watcher says when to look at a [Set] again.
 type Watcher struct {
@@ -115,14 +115,14 @@ func (w *Watcher) wanted() map[string]bool {
 	dirs := map[string]bool{}
 	for _, dir := range slices.Concat(w.set.Dirs, w.set.Folders) {
 		dirs[existing(dir)] = true
-		for _, real := range linked(dir) {
-			dirs[real] = true
+		for _, target := range linked(dir) {
+			dirs[target] = true
 		}
 	}
 	for _, file := range w.set.Files {
 		dirs[existing(filepath.Dir(file))] = true
-		if real, err := filepath.EvalSymlinks(file); err == nil && real != file {
-			dirs[filepath.Dir(real)] = true
+		if target, err := filepath.EvalSymlinks(file); err == nil && target != file {
+			dirs[filepath.Dir(target)] = true
 		}
 	}
 	for _, tree := range w.set.Trees {

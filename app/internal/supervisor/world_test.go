@@ -480,12 +480,12 @@ func (k *fakeWorker) commits() *fakeWorker {
 	return c
 }
 
-// final ends the probation of c, and the life of the generation before it.
-func (c *fakeWorker) final(before *fakeWorker) {
-	c.w.t.Helper()
-	c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: c.generation, Probation: client.ProbationPassed}})
+// final ends the probation of k, and the life of the generation before it.
+func (k *fakeWorker) final(before *fakeWorker) {
+	k.w.t.Helper()
+	k.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: k.generation, Probation: client.ProbationPassed}})
 	before.die(proc.Status{})
-	c.w.wantState(serving)
+	k.w.wantState(serving)
 }
 
 // fails reports that the upgrade to generation n did not happen.
@@ -581,10 +581,10 @@ type fakeBuilder struct {
 }
 
 type fakeBuild struct {
-	w    *world
-	ctx  context.Context
-	job  build.Job
-	done chan error
+	w         *world
+	job       build.Job
+	done      chan error
+	cancelled func() bool
 }
 
 func newFakeBuilder(w *world) *fakeBuilder {
@@ -610,7 +610,7 @@ func (b *fakeBuilder) Inputs(context.Context) (*sources.Inputs, error) {
 }
 
 func (b *fakeBuilder) Build(ctx context.Context, job build.Job) (string, error) {
-	call := &fakeBuild{b.w, ctx, job, make(chan error)}
+	call := &fakeBuild{b.w, job, make(chan error), func() bool { return ctx.Err() != nil }}
 	b.calls <- call
 	select {
 	case err := <-call.done:
@@ -671,7 +671,7 @@ func (b *fakeBuild) fails(message string) {
 // wasCancelled reports whether nobody wants the build any more.
 func (b *fakeBuild) wasCancelled() bool {
 	synctest.Wait()
-	return b.ctx.Err() != nil
+	return b.cancelled()
 }
 
 type fakeWatcher struct {

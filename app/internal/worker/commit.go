@@ -26,7 +26,7 @@ func (a *attempt) commit() error {
 	if err == nil && probation > 0 {
 		err = a.standBy(probation)
 	}
-	if back := (*handoff.Returned)(nil); errors.As(err, &back) {
+	if back := (*handoff.ReturnedError)(nil); errors.As(err, &back) {
 		return a.takeBack(back)
 	}
 	if err == nil {
@@ -61,7 +61,7 @@ func (a *attempt) commit() error {
 		}
 	}
 	g.mu.Unlock()
-	return &afterCommit{err}
+	return &committedError{err}
 }
 
 // giveAway commits and passes the connections on. Those that cannot move stay
@@ -161,7 +161,7 @@ func (a *attempt) standBy(probation time.Duration) error {
 }
 
 // takeBack serves again with what a candidate that was not well has returned.
-func (a *attempt) takeBack(back *handoff.Returned) error {
+func (a *attempt) takeBack(back *handoff.ReturnedError) error {
 	g := a.g
 	a.rollBack(back.States, func(adopt func([]serve.Detached)) {
 		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
@@ -172,5 +172,5 @@ func (a *attempt) takeBack(back *handoff.Returned) error {
 		}
 	})
 	a.await()
-	return &afterCommit{back.UpgradeError}
+	return &committedError{back.UpgradeError}
 }

@@ -236,10 +236,10 @@ func (a *attempt) handOver(ctx context.Context) error {
 	return a.commit()
 }
 
-// afterCommit marks a failure after the commit.
-type afterCommit struct{ error }
+// committedError marks a failure after the commit.
+type committedError struct{ error }
 
-func (e *afterCommit) Unwrap() error { return e.error }
+func (e *committedError) Unwrap() error { return e.error }
 
 // kill makes sure that the candidate is dead.
 func (a *attempt) kill() {
@@ -306,7 +306,7 @@ func (a *attempt) fail(err error) {
 	if errors.As(err, &busy) {
 		r.Error = fmt.Sprintf("requests are still running after %v (app.drain): %v; reload with --force cancels them", a.g.cfg.App.Drain, busy.Routes)
 	}
-	var after *afterCommit
+	var after *committedError
 	if errors.As(err, &after) {
 		r.Committed, r.Reverted = true, a.reverted
 	}
