@@ -12,7 +12,8 @@
 //
 //	supervisor   starts generations, has one replace the other, watches, builds
 //	worker       runs modules, hands over to the next generation
-//	control      what those two say to each other
+//	contract     what is asked of a module: the table of hooks, states, panics
+//	control      what supervisor and worker say to each other
 //	serve        listeners, connections, HTTP
 //	build        sources -> binary
 //	sources      what a build reads, what it says, when to look

@@ -29,6 +29,8 @@ var rules = []struct {
 	{from: "app/internal/serve", not: "./...", why: "sockets and requests need no knowledge of modules or generations"},
 	{from: "app/internal/build", not: "./...", why: "a builder knows sources and processes, and nothing else", allowed: []string{"app/internal/proc", "app/internal/sources"}},
 	{from: "app/internal/control", not: "./...", why: "messages are data", allowed: []string{"app/client", "modules/topics"}},
+	{from: "app/internal/contract", not: "app/...", why: "what is asked of a module does not depend on who asks"},
+	{from: "app/internal/contract", not: "handoff", why: "states are values to it; how they cross is another's"},
 	{from: "app/internal/supervisor", not: "app/internal/worker", why: "the supervisor runs no module code"},
 	{from: "app/internal/supervisor", not: "app/internal/serve", why: "the supervisor serves nobody's requests"},
 	{from: "app/internal/supervisor", not: "modules/...", why: "the supervisor runs no module code; topics are data", allowed: []string{"modules/topics"}},
