@@ -147,6 +147,11 @@ type listed struct {
 	Export, DefaultGODEBUG                                                     string
 }
 
+// files names what a build reads of the package.
+func (p *listed) files() []string {
+	return slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.MFiles, p.HFiles, p.FFiles, p.SFiles, p.SwigFiles, p.SwigCXXFiles, p.SysoFiles, p.EmbedFiles)
+}
+
 // immutable tells whether a package is the standard library's, or in the
 // module cache. root is the directory of the main module.
 func (p *listed) immutable(root string) bool {
@@ -155,7 +160,7 @@ func (p *listed) immutable(root string) bool {
 
 // Inputs asks go list.
 func (b *Go) Inputs(ctx context.Context) (*sources.Inputs, error) {
-	fields := "ImportPath,Name,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports"
+	fields := "ImportPath,Name,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports,FFiles,MFiles,SwigFiles,SwigCXXFiles"
 	args := append([]string{"go", "list", "-e", "-deps", "-json=" + fields}, b.Flags...)
 	out, err := b.Run(ctx, proc.Command{Args: append(args, b.Package)})
 	if err != nil {
@@ -193,7 +198,7 @@ func (b *Go) Inputs(ctx context.Context) (*sources.Inputs, error) {
 		in.Packages[p.ImportPath] = sources.Package{
 			ImportPath: p.ImportPath,
 			Dir:        p.Dir,
-			Files:      slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.HFiles, p.SFiles, p.SysoFiles, p.EmbedFiles),
+			Files:      p.files(),
 			Patterns:   p.EmbedPatterns,
 			Imports:    p.Imports,
 			Main:       p.Name == "main",

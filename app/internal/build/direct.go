@@ -186,17 +186,18 @@ type unit struct {
 	object       string                 // file; "" if it has to be compiled
 }
 
-// files names the files of a package that a build reads, or may read once their
-// constraints hold. Tests that are left out for such a reason are not among them.
-func (u *unit) files() []string {
+// candidates names the files of a package that a build reads, or may read once
+// their constraints hold. Tests that are left out for such a reason are not
+// among them.
+func (u *unit) candidates() []string {
 	ignored := slices.DeleteFunc(slices.Concat(u.IgnoredGoFiles, u.IgnoredOtherFiles), func(name string) bool { return !sources.Compiled(name) })
-	return slices.Concat(u.GoFiles, u.CgoFiles, u.CFiles, u.CXXFiles, u.HFiles, u.SFiles, u.SysoFiles, u.EmbedFiles, ignored)
+	return append(u.files(), ignored...)
 }
 
 // sourceIn identifies what the files of a package say in snap.
 func (u *unit) sourceIn(snap *sources.Snapshot) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
-	for _, name := range u.files() {
+	for _, name := range u.candidates() {
 		file, ok := snap.Sum(filepath.Join(u.Dir, name))
 		if !ok {
 			return sum, notDirect("%s is gone", filepath.Join(u.Dir, name))
@@ -233,7 +234,7 @@ func (u *unit) understood(snap *sources.Snapshot) error {
 	if u.needsGoBuild != "" {
 		return notDirect("%s %s", u.ImportPath, u.needsGoBuild)
 	}
-	for _, name := range u.files() {
+	for _, name := range u.candidates() {
 		path := filepath.Join(u.Dir, name)
 		if sum, _ := snap.Sum(path); sum == u.sums[name] {
 			continue

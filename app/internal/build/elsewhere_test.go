@@ -2,6 +2,7 @@ package build_test
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"example.org/orchestrator/app/internal/build"
+	"example.org/orchestrator/app/internal/proc"
 	"example.org/orchestrator/app/internal/sources"
 )
 
@@ -250,6 +252,59 @@ func TestWhatIsNoneOfItsBusiness(t *testing.T) {
 			t.Errorf("build %d: %q, %v", i, note, err)
 		}
 		d.Learned()
+	}
+}
+
+// TestInputs_areAllThatABuildReads, of every kind that this go command knows: it
+// is asked for all of its lists of files.
+func TestInputs_areAllThatABuildReads(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write(t, nil, map[string]string{
+		"go.mod": "module example.com/x\n\ngo 1.26\n", "default.pgo": "",
+		"x.go":    "package main\n\nimport \"embed\"\n\n//go:embed one.txt all:pages *.html\nvar _ embed.FS\n\nfunc main() {}\n",
+		"c.go":    "package main\n\nimport \"C\"\n",
+		"one.txt": "", "a.html": "", "pages/deep/.hidden": "",
+		"x.c": "", "x.cc": "", "x.cpp": "", "x.cxx": "", "x.m": "", "x.h": "", "x.hh": "", "x.hpp": "", "x.hxx": "",
+		"x.f": "", "x.F": "", "x.for": "", "x.f90": "", "x.s": "", "x.S": "", "x.sx": "", "x.swig": "", "x.swigcxx": "", "x.syso": "",
+	})
+	_, b := newDirect(t)
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := b.Inputs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := sources.Take(in.Set())
+	out, err := run(t.Context(), proc.Command{Args: []string{"go", "list", "-e", "-json", "."}, Env: []string{"CGO_ENABLED=1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]any
+	if err := json.Unmarshal(out, &all); err != nil {
+		t.Fatal(err)
+	}
+	lists := 0
+	for kind, list := range all {
+		names, ok := list.([]any)
+		if !ok || !strings.HasSuffix(kind, "Files") {
+			continue
+		}
+		lists++
+		for _, name := range names {
+			if _, ok := snap.Sum(filepath.Join(wd, name.(string))); !ok {
+				t.Errorf("%s: nobody reads %s", kind, name)
+			}
+		}
+	}
+	if lists < 11 {
+		t.Errorf("the go command has only %d lists of files: %v", lists, all)
+	}
+	for _, name := range []string{"go.mod", "default.pgo"} {
+		if _, ok := snap.Sum(filepath.Join(wd, name)); !ok {
+			t.Errorf("nobody reads %s", name)
+		}
 	}
 }
 

@@ -183,7 +183,7 @@ func (u *unit) note(snap *sources.Snapshot) error {
 		return fmt.Errorf("build: the sources changed while they were listed: %v", err)
 	}
 	sums, marked, imports := map[string]sources.Sum{}, map[string]bool{}, map[string][]string{}
-	for _, name := range u.files() {
+	for _, name := range u.candidates() {
 		path := filepath.Join(u.Dir, name)
 		sums[name], _ = snap.Sum(path)
 		if before, ok := u.sums[name]; ok && before == sums[name] {

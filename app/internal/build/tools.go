@@ -88,7 +88,7 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, snap *sources.S
 		}
 		return fmt.Errorf("build: compile %s: %w", u.ImportPath, err)
 	}
-	for _, name := range u.files() { // or the object may be of something else
+	for _, name := range u.candidates() { // or the object may be of something else
 		if !snap.Holds(filepath.Join(u.Dir, name)) {
 			return notDirect("the sources changed during the build")
 		}
@@ -199,7 +199,7 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 	}
 	if have, err := sumOf(out); err != nil || have != want {
 		for _, u := range g.local {
-			for _, name := range u.files() {
+			for _, name := range u.candidates() {
 				if info, err := os.Stat(filepath.Join(u.Dir, name)); err != nil || info.ModTime().After(began.Add(-time.Second)) {
 					return again
 				}
