@@ -4,8 +4,8 @@
 // Loading is strict: an unknown or repeated key, a value of the wrong type or
 // an impossible address is an error that names file, line and column, and all
 // mistakes are reported at once. Each setting has a default, so an empty file
-// is a valid one. Clients that only look for a running orchestrator read
-// leniently, with [RunDir].
+// is valid. Clients that only look for a running orchestrator read leniently,
+// with [RunDir].
 //
 // The package knows nothing of modules beyond their names; a module's own
 // settings stay a [Section] until the module decodes them.
@@ -29,7 +29,7 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// DefaultFile is where the configuration is looked for.
+// DefaultFile is where the configuration is looked for by default.
 const DefaultFile = "config/main.yaml"
 
 // Config is a whole configuration file.
@@ -47,28 +47,28 @@ type Config struct {
 type App struct {
 	Name      string `yaml:"name"`
 	Version   string `yaml:"version"`
-	HotReload bool   `yaml:"hot_reload"` // watch the sources and build
+	HotReload bool   `yaml:"hot_reload"` // watch the sources and reload when they change
 	Listen    string `yaml:"listen"`     // HTTP address of all modules: host:port, tcp://host:port or unix://path
-	TLS       TLS    `yaml:"tls"`        // for HTTP on Listen
+	TLS       TLS    `yaml:"tls"`        // certificate for HTTP on Listen
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
 	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for requests in flight
-	MaxPause    time.Duration `yaml:"max_pause"`    // the first hold
+	MaxPause    time.Duration `yaml:"max_pause"`    // limit of the first hold; later ones are longer
 	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
-	HookTimeout time.Duration `yaml:"hook_timeout"` // each call of a module's hook
-	MaxState    Size          `yaml:"max_state"`    // of all modules together, when they are handed over
+	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
+	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
 
 	// RestartOlderBuild lets a build that keeps crashing be replaced by the
-	// one before it. Its state is lost in any case.
+	// build before it. The state is lost either way.
 	RestartOlderBuild bool `yaml:"restart_older_build"`
 }
 
-// Build is how sources become a program. A change counts from the next run.
+// Build is how sources become a program. A change takes effect at the next run.
 type Build struct {
 	Package string   `yaml:"package"` // the main package; default that of this program
 	Flags   []string `yaml:"flags"`   // for the go command, such as -tags=x
 	Debug   bool     `yaml:"debug"`   // keep symbols and DWARF for a debugger; links slower
-	Direct  bool     `yaml:"direct"`  // without the go command where that gives the same
+	Direct  bool     `yaml:"direct"`  // build without the go command where the result is the same
 }
 
 // TLS names the files of a certificate, with its chain, and of its key, in PEM.
@@ -78,25 +78,25 @@ type TLS struct {
 	Key  string `yaml:"key"`
 }
 
-// Module names a compiled-in module that shall run, in start order.
+// Module is an entry in the list of modules to run, in start order.
 type Module struct {
 	Name     string  `yaml:"name"`
 	Path     string  `yaml:"path"`      // where its HTTP handler is mounted; default /<name>/
-	Listen   string  `yaml:"listen"`    // address of its own connections, likewise
-	MaxState Size    `yaml:"max_state"` // of its state; default app.max_state
+	Listen   string  `yaml:"listen"`    // address of its own connections, written like App.Listen
+	MaxState Size    `yaml:"max_state"` // limit of its state; default app.max_state
 	Config   Section `yaml:"config"`    // its own settings
 }
 
-// Section is a part of the file that somebody else understands.
+// Section is a part of the file that a module decodes.
 type Section struct {
 	file string
 	key  string
 	node *yaml.Node
 }
 
-// Load reads and checks file. names are the modules compiled into this
-// program. A wrong configuration gives an error for which [IsInvalid] is
-// true and which lists every mistake, a line each.
+// Load reads and checks file. names are the modules compiled into this program.
+// For a wrong configuration the error lists every mistake, one per line, and
+// [IsInvalid] reports true.
 func Load(file string, names []string) (*Config, error) {
 	cfg, err := parse(file)
 	if err != nil {
@@ -108,25 +108,25 @@ func Load(file string, names []string) (*Config, error) {
 	return cfg, nil
 }
 
-// HotReload tells, as well as the file allows, whether the sources shall be
-// watched. It is for those who cannot check the whole file: only the build
-// that a file was written for knows all of its modules.
+// HotReload reports whether the sources are to be watched. It reads leniently,
+// for callers that cannot check the whole file: only the build that a file was
+// written for knows all of its modules.
 func HotReload(file string) bool {
 	return lenient(file).App.HotReload
 }
 
-// BuildSettings tells, as well as the file allows, how to build.
+// BuildSettings returns how to build. It reads leniently.
 func BuildSettings(file string) Build { return lenient(file).Build }
 
-// RunDir tells where a program with this configuration keeps its control
-// socket. It reads leniently: whatever is wrong with the file, the answer is
-// the best that can be said, in the end the default.
+// RunDir returns where a program with this configuration keeps its control
+// socket. It reads leniently: whatever is wrong with the file, it returns the
+// best guess, in the end the default.
 func RunDir(file string) string {
 	return lenient(file).App.RunDir
 }
 
-// Digest identifies the settings of the module called name: equal digests
-// mean equal settings. It is "" for a module that is not configured.
+// Digest identifies the settings of the module called name: equal digests mean
+// equal settings. It returns "" for a module that is not configured.
 func (c *Config) Digest(name string) string {
 	for _, m := range c.Modules {
 		if m.Name != name {
@@ -141,8 +141,8 @@ func (c *Config) Digest(name string) string {
 	return ""
 }
 
-// identify writes what a node means, aliases resolved, to h: at most as many
-// values as can be decoded.
+// identify writes the meaning of n to h, with aliases resolved. left bounds the
+// number of values, as when decoding.
 func identify(h io.Writer, n *yaml.Node, left *int) {
 	for n != nil && n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -157,11 +157,11 @@ func identify(h io.Writer, n *yaml.Node, left *int) {
 	}
 }
 
-// Empty tells whether the file says nothing at all. It is valid, but may also
-// be one that is being written.
+// Empty reports whether the file has no content. Such a file is valid, but may
+// be one that is still being written.
 func (c *Config) Empty() bool { return c.empty }
 
-// ModuleNames are the names of the modules, as they are listed.
+// ModuleNames returns the names of the modules in the order of the file.
 func (c *Config) ModuleNames() []string {
 	names := make([]string, 0, len(c.Modules))
 	for _, m := range c.Modules {
@@ -170,11 +170,11 @@ func (c *Config) ModuleNames() []string {
 	return names
 }
 
-// File is the path the configuration was read from.
+// File returns the path the configuration was read from.
 func (c *Config) File() string { return c.file }
 
-// ErrorAt is an error about the key with this dotted path, such as
-// modules[1].path, that only somebody beyond this package can notice.
+// ErrorAt returns an error about the key with this dotted path, such as
+// modules[1].path. It is for mistakes that this package cannot notice.
 func (c *Config) ErrorAt(key, format string, args ...any) error {
 	p := c.pos[key]
 	for parent := key; p == (position{}) && parent != ""; p = c.pos[parent] {
@@ -183,8 +183,8 @@ func (c *Config) ErrorAt(key, format string, args ...any) error {
 	return &Error{File: c.file, Line: p.line, Column: p.column, Key: key, Msg: fmt.Sprintf(format, args...)}
 }
 
-// ParseSection reads text as a module's own settings, for its tests. name
-// stands for the file in errors.
+// ParseSection parses text as a module's own settings, for its tests. Errors
+// use name in place of a file.
 func ParseSection(name, text string) (Section, error) {
 	var document yaml.Node
 	if err := yaml.Unmarshal([]byte(text), &document); err != nil {
@@ -197,9 +197,9 @@ func ParseSection(name, text string) (Section, error) {
 }
 
 // Decode stores the section in v, a pointer to a struct, as strictly as the
-// file itself is read: what v does not know is an error with its place and
-// the nearest known key. What the section does not mention keeps its value in
-// v; an absent section changes nothing.
+// file itself is read: an unknown key is an error with its place and the
+// nearest known key. Keys that the section lacks keep their value in v; an
+// absent section changes nothing.
 func (s Section) Decode(v any) error {
 	if s.node == nil {
 		return nil
@@ -238,7 +238,7 @@ func parse(file string) (*Config, error) {
 	return parseText(file, data)
 }
 
-// parseText is parse of what stands in file.
+// parseText parses data, the content of file.
 func parseText(file string, data []byte) (*Config, error) {
 	cfg := defaults()
 	cfg.file = file
@@ -289,7 +289,7 @@ func lenient(file string) *Config {
 	return cfg
 }
 
-// check finds the mistakes that types cannot.
+// check finds the mistakes that decoding does not.
 func (c *Config) check(names []string) error {
 	var errs []error
 	fail := func(key, format string, args ...any) {
@@ -301,7 +301,7 @@ func (c *Config) check(names []string) error {
 	if c.App.RunDir == "" {
 		fail("app.run_dir", "must not be empty")
 	}
-	listens := map[string]string{} // address -> whose
+	listens := map[string]string{} // address -> who listens on it
 	listen := func(key, address, whose string) {
 		network, at, err := SplitAddress(address)
 		if err != nil {
@@ -372,8 +372,8 @@ func (c *Config) check(names []string) error {
 	return errors.Join(errs...)
 }
 
-// Mount is the path below which the module's HTTP handler answers. It starts
-// and ends with a slash.
+// Mount returns the path below which the module's HTTP handler answers. It
+// starts and ends with a slash.
 func (m Module) Mount() string {
 	if m.Path != "" {
 		return m.Path
@@ -381,7 +381,7 @@ func (m Module) Mount() string {
 	return "/" + m.Name + "/"
 }
 
-// SplitAddress takes a listen address apart: host:port, tcp://host:port or
+// SplitAddress splits a listen address: host:port, tcp://host:port or
 // unix://path, where the path is relative to the working directory unless it
 // begins with a slash.
 func SplitAddress(text string) (network, address string, err error) {
@@ -402,5 +402,5 @@ func SplitAddress(text string) (network, address string, err error) {
 	return "tcp", address, nil
 }
 
-// maxSocketPath is what every system allows for the path of a Unix socket.
+// maxSocketPath is the longest path of a Unix socket that every system allows.
 const maxSocketPath = 103

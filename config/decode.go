@@ -15,19 +15,19 @@ import (
 type decoder struct {
 	file string
 	errs []error
-	pos  map[string]position // where each key's value stands, by dotted path
+	pos  map[string]position // where each key's value is, by dotted path
 
 	depth, visits int // aliases can make a small file deep, huge or endless
 }
 
-// Limits of what a file may look like with its aliases resolved.
+// Limits of a file with its aliases resolved.
 const (
 	maxDepth  = 100
 	maxVisits = 100_000
 )
 
-// enter counts a visit to n, which leave ends. It reports false when it is one
-// too many; that is an error of the file, told once.
+// enter counts a visit to n, which leave ends. It reports false beyond the
+// limits, which is an error of the file, reported once.
 func (d *decoder) enter(n *yaml.Node, key string) bool {
 	d.depth++
 	d.visits++

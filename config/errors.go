@@ -44,8 +44,8 @@ func IsInvalid(err error) bool {
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:unmarshal errors:\s+)?line (\d+): (?s:(.*))$`)
 
-// syntaxError gives an error of the YAML parser a place. The parser tells a
-// line only, and sometimes none.
+// syntaxError returns an error of the YAML parser with its place. The parser
+// gives only a line, and sometimes not even that.
 func syntaxError(file string, err error) error {
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		line, _ := strconv.Atoi(m[1])
@@ -54,8 +54,7 @@ func syntaxError(file string, err error) error {
 	return &Error{File: file, Msg: "bad YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}
 }
 
-// nearest returns the member of known that a typing mistake may have turned
-// into name, or "".
+// nearest returns the member of known that name may be a misspelling of, or "".
 func nearest(name string, known []string) string {
 	best, limit := "", len(name)/3+1
 	for _, k := range known {
@@ -86,7 +85,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// suggest is what follows an unknown name: the nearest known one, or all.
+// suggest returns what follows an unknown name in an error: the nearest known
+// one, or all.
 func suggest(name string, known []string) string {
 	if n := nearest(name, known); n != "" {
 		return fmt.Sprintf("did you mean %q?", n)

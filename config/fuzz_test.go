@@ -11,7 +11,7 @@ import (
 )
 
 // FuzzConfig reads any text. It must end, without a panic, with a valid
-// configuration or with errors that stand within the file.
+// configuration or with errors whose places are within the file.
 func FuzzConfig(f *testing.F) {
 	shipped, err := os.ReadFile("main.yaml")
 	if err != nil {
@@ -54,7 +54,7 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// ends counts what YAML takes for the end of a line, in UTF-8 or UTF-16.
+// ends counts what YAML takes for line ends, in UTF-8 or UTF-16.
 func ends(data []byte) (n int) {
 	text := []rune(string(data))
 	var order binary.ByteOrder

@@ -19,23 +19,23 @@ type Candidate struct {
 	process  process
 	protocol int // the version that both speak
 	hello    Hello
-	room     int           // for connections, in descriptors; -1 if unknown
-	made     []string      // Unix sockets that only it has made
-	told     bool          // that it shall serve
-	at       message       // the last progress the candidate reported
-	reported *UpgradeError // what the candidate itself said, if it failed
+	room     int           // descriptors free for connections; -1 if unknown
+	made     []string      // paths of Unix sockets that only the candidate has made
+	told     bool          // the commit has been sent
+	at       message       // the last progress that the candidate reported
+	reported *UpgradeError // the failure that the candidate itself reported, or nil
 }
 
 // process is the candidate's process, as the old generation sees it.
 type process interface {
 	// ended is closed when the process is dead and reaped, or has become the
-	// serving generation for good. Then err says which: nil is the latter.
+	// serving generation for good. From then on err is nil if it serves, and
+	// not nil if it is dead.
 	ended() <-chan struct{}
 	err() error
-	// kill tries to kill the process. It may not be there yet, or not be
-	// found.
+	// kill tries to kill the process, which may not exist yet or not be found.
 	kill()
-	// known tells the process its PID, which it may not know by itself.
+	// known records the PID from the hello, which may not be known before.
 	known(pid int)
 }
 
@@ -60,8 +60,8 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 	return c.greet(ctx, peerPID(conn))
 }
 
-// greet waits for the candidate's hello. peer is its process, 0 if that is not
-// known.
+// greet waits for the candidate's hello. peer is the PID at the other end, 0 if
+// unknown.
 func (c *Candidate) greet(ctx context.Context, peer int) error {
 	m, files, err := c.link.receive(ctx)
 	closeAll(files)
@@ -83,14 +83,15 @@ func (c *Candidate) greet(ctx context.Context, peer int) error {
 
 var errExited = errors.New("it exited")
 
-// Hello is what the candidate said of itself.
+// Hello returns what the candidate said about itself.
 func (c *Candidate) Hello() Hello { return c.hello }
 
-// reservedFiles is how many descriptors are left to a candidate for all else.
+// reservedFiles is how many descriptors a candidate keeps for everything but
+// its connections.
 const reservedFiles = 32
 
-// Room is how many connections the candidate has descriptors for, -1 if that
-// is not known. It is known once the candidate has prepared.
+// Room returns how many connections the candidate has descriptors for, -1 if
+// unknown. It is known once the candidate has prepared.
 func (c *Candidate) Room() int { return c.room }
 
 // Welcome answers the hello and waits until the candidate has prepared.
@@ -101,9 +102,8 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	return c.await(ctx, typePrepared, StagePrepare)
 }
 
-// Transfer hands the states over, which can be read but not added to
-// afterwards, and waits until the candidate's modules are initialized and
-// healthy.
+// Transfer passes the states to the candidate and waits until its modules are
+// initialized and healthy. Afterwards states can be read but not added to.
 func (c *Candidate) Transfer(ctx context.Context, states *States) error {
 	seal(states.file)
 	if err := c.link.send(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
@@ -112,9 +112,10 @@ func (c *Candidate) Transfer(ctx context.Context, states *States) error {
 	return c.await(ctx, typeHealthy, StageInitialize)
 }
 
-// Commit hands over, and waits until the candidate accepts connections.
+// Commit gives everything to the candidate and waits until it accepts
+// connections.
 func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
-	c.at = message{} // what it says from here on is of another kind
+	c.at = message{} // earlier progress no longer says where it is
 	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
 		return c.failure(StageCommit, err)
 	}
@@ -122,11 +123,13 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 	return c.await(ctx, typeAccepting, StageCommit)
 }
 
-// Committed tells whether the candidate may have been told to serve.
+// Committed reports whether the commit has been sent, so that the candidate may
+// serve.
 func (c *Candidate) Committed() bool { return c.told }
 
-// Move passes connections. Those that the candidate has acknowledged are
-// closed here; an error leaves the others with the caller.
+// Move passes connections to the candidate and closes those that it has
+// acknowledged. After an error, left holds the others, which remain the
+// caller's.
 func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err error) {
 	if left, err = sendConns(ctx, c.link, conns); err == nil {
 		err = c.link.send(ctx, message{Type: typeEnd})
@@ -137,25 +140,26 @@ func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err er
 	return nil, nil
 }
 
-// ReturnedError is what a candidate gave back because it was not well.
+// ReturnedError is the error of an unhealthy candidate that gave everything
+// back.
 type ReturnedError struct {
 	*UpgradeError
 	States *States // the caller's to close
 }
 
-// ProbationTimes are how long a probation lasts, how long the candidate may take
-// to say how it is, and how long to give everything back if it is not well.
-// Unwell is called when that begins: it sees to it that nothing is forwarded to
-// the candidate any more.
+// ProbationTimes are how long a probation lasts, how long the candidate may
+// take to answer a health check, and how long to give everything back if it is
+// unhealthy. Unwell is called before it gives anything back, and must see to it
+// that nothing is forwarded to the candidate any more.
 type ProbationTimes struct {
 	Whole, Answer, Return time.Duration
 	Unwell                func()
 }
 
-// Probation watches the candidate while it serves: until the time is over or
-// cut is closed, and then until it has said once more that it is well. The
-// error is a [*ReturnedError] if the candidate was not well and gave everything
-// back; after any other the candidate cannot be trusted.
+// Probation checks the candidate's health while it serves, at intervals and
+// once more when the time is over. When cut is closed it returns nil at once.
+// The error is a [*ReturnedError] if the candidate was unhealthy and gave
+// everything back; after any other error the candidate cannot be trusted.
 func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
 	over := time.After(times.Whole)
 	for last := times.Whole == 0; ; {
@@ -176,7 +180,7 @@ func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-c
 	}
 }
 
-// ask asks the candidate how it is.
+// ask makes one health check.
 func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 	ctx, cancel := context.WithTimeout(parent, times.Answer)
 	defer cancel()
@@ -213,8 +217,9 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 	}
 }
 
-// TakeBack tells a candidate that has returned everything that this
-// generation serves again, and takes its connections.
+// TakeBack tells a candidate that has given everything back that this
+// generation serves again. It passes the candidate's connections to adopt,
+// which takes responsibility for them, and counts them in n.
 func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, err error) {
 	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
 		return 0, err
@@ -222,8 +227,8 @@ func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, er
 	return receiveConns(ctx, c.link, adopt)
 }
 
-// Finish ends the probation and waits until the candidate is ready for good.
-// The caller may then exit.
+// Finish ends the probation and waits until the candidate is final; cut says
+// that the probation ended early. The caller may then exit.
 func (c *Candidate) Finish(ctx context.Context, cut bool) error {
 	if err := c.link.send(ctx, message{Type: typeFinal, Cut: cut}); err != nil {
 		return c.failure(StageReady, err)
@@ -236,13 +241,13 @@ func (c *Candidate) Finish(ctx context.Context, cut bool) error {
 	case <-ctx.Done():
 		return c.failure(StageReady, context.Cause(ctx))
 	}
-	// The candidate serves, whether or not it hears this.
+	// The candidate serves whether or not this arrives.
 	c.link.send(ctx, message{Type: typeReady})
 	return nil
 }
 
-// Final tells whether the candidate has become the serving generation for
-// good: this process cannot upgrade any more.
+// Final reports whether the candidate is final: it serves for good, and this
+// process cannot upgrade any more.
 func (c *Candidate) Final() bool {
 	select {
 	case <-c.process.ended():
@@ -272,9 +277,9 @@ func (c *Candidate) Kill() {
 	}
 }
 
-// Await waits for a candidate that has said that it gives up to end by
-// itself, so that its modules can clean up, at most until ctx ends; then, or
-// if it has not said so, it is killed.
+// Await gives a candidate that has reported its own failure until the end of
+// ctx to exit by itself, so that its modules can clean up, and then kills it. A
+// candidate that has reported nothing is killed at once.
 func (c *Candidate) Await(ctx context.Context) {
 	if c.reported != nil {
 		select {
@@ -285,8 +290,8 @@ func (c *Candidate) Await(ctx context.Context) {
 	c.Kill()
 }
 
-// Dismiss ends the conversation with a candidate that has prepared, waits for
-// it to give up until ctx ends, and then kills it.
+// Dismiss ends the conversation with a candidate that has prepared, gives it
+// until the end of ctx to exit by itself, and then kills it.
 func (c *Candidate) Dismiss(ctx context.Context) {
 	c.link.close()
 	select {
@@ -305,12 +310,13 @@ func (c *Candidate) close() {
 			os.Remove(path)
 		}
 	}
-	// tableflip leaves two descriptors of a failed attempt to the collector.
+	// tableflip leaves two descriptors of a failed attempt to the garbage
+	// collector.
 	runtime.GC()
 	runtime.GC()
 }
 
-// await receives until the wanted message comes.
+// await receives messages until the wanted one comes.
 func (c *Candidate) await(ctx context.Context, want, stage string) error {
 	for {
 		m, files, err := c.link.receive(ctx)
@@ -340,7 +346,8 @@ func (c *Candidate) await(ctx context.Context, want, stage string) error {
 	}
 }
 
-// failure says as well as possible where the candidate was and how it ended.
+// failure adds to err, as far as is known, where the candidate was and how it
+// ended.
 func (c *Candidate) failure(stage string, err error) error {
 	e := &UpgradeError{Stage: stage, Err: err}
 	if c.at.Stage != "" {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// These tests have both sides of a handoff talk to each other, without a
-// process and in no time.
+// These tests let both sides of a handoff talk to each other, without a process
+// and in no time.
 
 const stepTime = time.Second // deadline of each step
 
@@ -71,7 +71,7 @@ func (c *conversation) oldSide(states *States, conns []Conn) (failed string, lef
 var candidateSteps = []string{"hello", "progress", "prepared", "healthy", "accepting", "probation", "ready"}
 
 // candidateSide runs the candidate. before is called with the name of each step
-// that it is about to do, and stops it by returning false.
+// before it is taken, and stops the candidate by returning false.
 func (c *conversation) candidateSide(before func(step string) bool, healthy func() *UpgradeError) (failed string, got []Conn, err error) {
 	var states *States
 	for _, name := range candidateSteps {
@@ -159,7 +159,7 @@ func TestConversation(t *testing.T) {
 }
 
 // TestConversation_theCandidateFails in each of its steps, in each way. Before
-// the commit the old generation hears of it and has everything; afterwards it
+// the commit the old generation learns of it and has everything; afterwards it
 // has what was not acknowledged.
 func TestConversation_theCandidateFails(t *testing.T) {
 	ways := map[string]func(c *conversation) bool{
@@ -256,7 +256,7 @@ func TestConversation_theOldGenerationDies(t *testing.T) {
 }
 
 // TestConversation_handedBack: an unhealthy candidate returns everything, and
-// whatever the old generation does not take is left with it.
+// keeps what the old generation does not take.
 func TestConversation_handedBack(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := converse(t)
@@ -377,7 +377,7 @@ func TestDismiss(t *testing.T) {
 			c := converse(t)
 			if obeys {
 				go func() {
-					c.old.link.receive(context.Background()) // until it is hung up on
+					c.old.link.receive(context.Background()) // until the link is closed
 					time.Sleep(stepTime / 2)
 					c.process.exit(errors.New("exit status 1"))
 				}()

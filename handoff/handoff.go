@@ -6,8 +6,8 @@
 // sockets are inherited through tableflip; the rest crosses a socket that the
 // candidate dials, so that each side sees at once when the other dies.
 //
-// Before the commit the old generation owns everything and whatever happens
-// to the candidate changes nothing: [Candidate.Kill] makes sure that it is
+// Before the commit the old generation owns everything, and nothing that
+// happens to the candidate changes that: [Candidate.Kill] makes sure that it is
 // dead, so that modules can start again in the old process. After the commit
 // the candidate owns everything.
 //
@@ -35,8 +35,8 @@ const (
 	envGeneration = "ORCHESTRATOR_GENERATION"
 	envSentinel   = "TABLEFLIP_HAS_PARENT_7DIU3" // tableflip's own
 
-	// envLock tells the first generation which descriptor holds the lock of
-	// the run_dir; later ones inherit it through tableflip.
+	// envLock names the descriptor that holds the lock of the run_dir in a
+	// first generation; later generations inherit the lock through tableflip.
 	envLock  = "ORCHESTRATOR_LOCK_FD"
 	lockFile = "lock"
 )
@@ -44,15 +44,15 @@ const (
 // Upgrader is a process's part in handoffs. There is one per process.
 type Upgrader struct {
 	tf         *tableflip.Upgrader
-	socket     string // the predecessor's, "" in a first generation
+	socket     string // path of the predecessor's handoff socket, "" in a first generation
 	generation int
 	lock       *os.File
-	unixPaths  []string // sockets that this process has made
+	unixPaths  []string // paths of Unix sockets that this process has made
 }
 
 // New claims what the process inherited. It must be called once, early.
 func New() (*Upgrader, error) {
-	// Only our deadlines shall act where we can kill by PID.
+	// Where we can kill by PID, only our own deadlines apply.
 	timeout := 24 * time.Hour
 	if runtime.GOOS != "linux" {
 		timeout = time.Minute
@@ -87,20 +87,20 @@ func New() (*Upgrader, error) {
 	return u, nil
 }
 
-// FirstEnv is the environment that makes a process generation number n, the
-// first of its line, holding the lock on descriptor lockFD.
+// FirstEnv returns the environment variables that make a process a first
+// generation, with number n, that holds the lock on descriptor lockFD.
 func FirstEnv(n, lockFD int) []string {
 	return []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD)}
 }
 
-// Generation is the number this process was given when it started.
+// Generation returns the number this process was given when it started.
 func (u *Upgrader) Generation() int { return u.generation }
 
 // HasPredecessor reports whether another generation started this process.
 func (u *Upgrader) HasPredecessor() bool { return u.tf.HasParent() }
 
 // Listen returns the inherited listener of this address, or makes one. owner
-// tells apart those that leave the choice of the port to the system.
+// distinguishes listeners whose port is chosen by the system.
 func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) {
 	key := address
 	if strings.HasSuffix(address, ":0") {
@@ -131,12 +131,12 @@ func abandoned(path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// Ready ends the start of a first generation.
+// Ready completes the start of a first generation.
 func (u *Upgrader) Ready() error { return u.tf.Ready() }
 
-// Stop unlinks Unix sockets and lets no upgrade begin any more. It is for the
-// end of the program only: in a generation that was replaced, or that has not
-// taken over, it would do harm.
+// Stop unlinks Unix sockets and prevents further upgrades. It is for the end of
+// the program only: in a generation that was replaced, or that has not taken
+// over, it would do harm.
 func (u *Upgrader) Stop() {
 	u.tf.Stop()
 	select {
@@ -186,9 +186,9 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 
 // child is the process of a candidate.
 type child struct {
-	socket string        // that it was told to dial
+	socket string        // path it was told to dial
 	exited chan struct{} // closed when tableflip's Upgrade has returned
-	result error         // of that; valid once exited is closed
+	result error         // error of Upgrade; valid once exited is closed
 	pid    int           // 0 before its hello
 }
 
@@ -196,7 +196,8 @@ func (c *child) ended() <-chan struct{} { return c.exited }
 func (c *child) err() error             { return c.result }
 func (c *child) known(pid int)          { c.pid = pid }
 
-// kill finds a candidate that hangs before its hello among the children.
+// kill kills the process. One that hangs before its hello is found among the
+// children.
 func (c *child) kill() {
 	pid := c.pid
 	if pid == 0 {
@@ -210,7 +211,7 @@ func (c *child) kill() {
 func (u *Upgrader) sockets() []string { return u.unixPaths }
 func (u *Upgrader) ready() error      { return u.tf.Ready() }
 
-// upgrade runs tableflip's Upgrade. Its loop may learn a moment after us that
+// upgrade runs tableflip's Upgrade. tableflip may notice a moment after us that
 // the parent has exited, and refuses until then.
 func (u *Upgrader) upgrade() error {
 	for range 1000 {

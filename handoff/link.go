@@ -23,24 +23,24 @@ const maxFrame = 4 << 20
 const maxFiles = 253
 
 // link carries messages between two generations, and files with them. Every
-// operation ends with its context; after an error the link is of no more use.
+// operation ends with its context. After an error the link is unusable.
 type link interface {
-	// send passes m on with files, which the caller keeps.
+	// send sends m with files, which remain the caller's.
 	send(ctx context.Context, m message, files ...file) error
 	// receive waits for the next message. The caller owns the files.
 	receive(ctx context.Context) (m message, files []file, err error)
 	close() error
 }
 
-// file is an open file or connection on its way. What it is, only its two ends
-// know.
+// file is an open file or connection being passed. Only its sender and its
+// receiver know which.
 type file interface{ Close() error }
 
 // socketLink is the link between two processes: four bytes of length, then
 // JSON, with descriptors attached.
 type socketLink struct {
 	conn *net.UnixConn
-	side string // of failpoint
+	side string // this end's side for package failpoint
 }
 
 func (l *socketLink) close() error { return l.conn.Close() }
@@ -72,7 +72,8 @@ func (l *socketLink) send(ctx context.Context, m message, files ...file) error {
 	return nil
 }
 
-// descriptors are those of open files, which must stay open while they are used.
+// descriptors returns the descriptors of files, which must stay open while
+// these are in use.
 func descriptors(files []file) (fds []int, err error) {
 	for _, f := range files {
 		c, ok := f.(syscall.Conn)
@@ -122,8 +123,8 @@ func (l *socketLink) receive(ctx context.Context) (m message, files []file, err 
 
 var errGarbage = errors.New("the other side does not speak the protocol")
 
-// bound makes the link's operations end when ctx does, until the returned
-// function is called. That waits for an interruption under way, which would
+// bound makes the link's operations end when ctx does, until release is called.
+// release waits for an interruption that is under way, which would otherwise
 // hit the next operation.
 func (l *socketLink) bound(ctx context.Context) (release func()) {
 	deadline, _ := ctx.Deadline()
@@ -140,13 +141,14 @@ func (l *socketLink) bound(ctx context.Context) (release func()) {
 	}
 }
 
-// cause prefers the reason a context ended to the timeout that shows it.
+// cause returns why ctx ended if err is the timeout that its end has caused,
+// and err otherwise.
 func cause(ctx context.Context, err error) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
 	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
-		<-ctx.Done() // at any moment: its timer is not the connection's
+		<-ctx.Done() // any moment now: its timer is not the connection's
 	}
 	if c := context.Cause(ctx); c != nil {
 		return c
@@ -154,13 +156,14 @@ func cause(ctx context.Context, err error) error {
 	return context.DeadlineExceeded
 }
 
-// gone recognizes the end of the other process.
+// gone reports whether err means that the other process has ended.
 func gone(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// sendConns passes connections in batches. Those that the other side has
-// acknowledged are closed here; an error leaves the others with the caller.
+// sendConns passes connections in batches and closes those that the other side
+// has acknowledged. After an error, left holds the others, which remain the
+// caller's.
 func sendConns(ctx context.Context, l link, conns []Conn) (left []Conn, err error) {
 	for len(conns) > 0 {
 		batch := conns[:batchOf(conns)]
@@ -183,7 +186,7 @@ func sendConns(ctx context.Context, l link, conns []Conn) (left []Conn, err erro
 	return nil, nil
 }
 
-// batchOf is how many of conns fit into one message: at least one.
+// batchOf returns how many of conns fit into one message: at least one.
 func batchOf(conns []Conn) int {
 	size := 0
 	for n, c := range conns[:min(len(conns), maxFiles)] {
@@ -205,8 +208,8 @@ func sendBatch(ctx context.Context, l link, conns []Conn) error {
 	return l.send(ctx, message{Type: typeConns, Conns: len(files), ConnInfos: infos}, files...)
 }
 
-// receiveConns gives each batch of connections to adopt, which takes
-// responsibility for them, until the other side says end.
+// receiveConns passes each batch of connections to adopt, which takes
+// responsibility for them, until the other side sends end. n counts them.
 func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err error) {
 	for {
 		m, files, err := l.receive(ctx)
@@ -225,7 +228,7 @@ func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err e
 			conns := make([]Conn, 0, len(files))
 			for i, f := range files {
 				c, err := connOf(f)
-				if err != nil { // the other side keeps them all
+				if err != nil { // the other side still has them all
 					closeAll(files)
 					for _, c := range conns {
 						c.Close()
@@ -235,8 +238,8 @@ func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err e
 				conns = append(conns, Conn{c, m.ConnInfos[i]})
 			}
 			closeFiles(files)
-			// Nothing may be read from them before: if this process dies
-			// until then, they go on in the other one, which misses nothing.
+			// Nothing may be read from them before this: if this process dies
+			// first, they stay with the other one, which must not miss a byte.
 			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {
 				for _, c := range conns {
 					c.Close()
@@ -252,8 +255,9 @@ func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err e
 	}
 }
 
-// connOf is the connection that a received file is. It is another one than f,
-// which the caller still has to close, unless f is a connection already.
+// connOf returns the connection that was received as f. If f is not a
+// connection itself, the result is a duplicate and the caller still has to
+// close f.
 func connOf(f file) (net.Conn, error) {
 	switch f := f.(type) {
 	case *os.File:
@@ -265,7 +269,7 @@ func connOf(f file) (net.Conn, error) {
 	}
 }
 
-// closeFiles closes what connOf has left to close.
+// closeFiles closes the files that connOf has duplicated.
 func closeFiles(files []file) {
 	for _, f := range files {
 		if _, ok := f.(net.Conn); !ok {

@@ -79,8 +79,8 @@ func TestTheEndOfThePeerIsRecognized(t *testing.T) {
 	}
 }
 
-// TestConnectionsMove moves more than one message can carry, and keeps what
-// was not acknowledged.
+// TestConnectionsMove moves more connections than one message can carry, and
+// keeps those that were not acknowledged.
 func TestConnectionsMove(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -133,7 +133,8 @@ func TestConnectionsMove(t *testing.T) {
 		}
 	}
 
-	// A peer that takes them and dies before it says so leaves them here.
+	// A peer that receives them and dies before it acknowledges leaves them
+	// here.
 	a, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +160,7 @@ func FuzzLink(f *testing.F) {
 	f.Add([]byte("garbage, not a message"), false)
 	f.Fuzz(func(t *testing.T, data []byte, withFile bool) {
 		if len(data) > 64<<10 {
-			return // more than a socket holds
+			return // more than a socket's buffer holds
 		}
 		before := openFiles(t)
 		old, candidate := pairOfLinks(t)
@@ -189,7 +190,7 @@ func FuzzLink(f *testing.F) {
 			}
 		}
 		candidate.conn.Close()
-		// What follows in a conversation must refuse it as well.
+		// The next step of a conversation must refuse it too.
 		old, candidate = pairOfLinks(t)
 		if len(data) > 0 {
 			old.write(data, fds)
@@ -231,7 +232,8 @@ func openFiles(t *testing.T) int {
 }
 
 // TestNothingIsAdoptedBeforeItIsAcknowledged has a peer that is gone when its
-// connections are to be acknowledged: it keeps them, so they must not be read.
+// connections are acknowledged. The connections stay with it, so they must not
+// be read.
 func TestNothingIsAdoptedBeforeItIsAcknowledged(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -247,7 +249,7 @@ func TestNothingIsAdoptedBeforeItIsAcknowledged(t *testing.T) {
 	if err := sendBatch(soon(t), old, []Conn{{Conn: c}}); err != nil {
 		t.Fatal(err)
 	}
-	old.conn.CloseRead() // an acknowledgement finds nobody
+	old.conn.CloseRead() // an acknowledgement reaches nobody
 	n, err := receiveConns(soon(t), candidate, func([]Conn) { t.Error("the connection was adopted") })
 	if err == nil || n != 0 {
 		t.Errorf("receiveConns = %d, %v; want an error", n, err)

@@ -18,7 +18,7 @@ func (l *socketLink) write(b []byte, fds []int) (int, error) {
 	return n, err
 }
 
-// read reads the first bytes of a message, to which files are attached.
+// read reads the first bytes of a message and the files attached to them.
 func (l *socketLink) read(p []byte) (n int, files []file, err error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, size, flags, _, err := l.conn.ReadMsgUnix(p, oob)

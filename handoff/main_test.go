@@ -36,7 +36,7 @@ func pairOfLinks(t testing.TB) (old, candidate *socketLink) {
 	return ends[0], ends[1]
 }
 
-// soon is a context for what should happen at once.
+// soon returns a context for what should happen at once.
 func soon(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	t.Cleanup(cancel)

@@ -13,9 +13,8 @@ import (
 	"testing"
 )
 
-// memoryLink is one end of a link within this process. Its channels are part of
-// a synctest bubble, so both sides of a handoff run together in a time of their
-// own.
+// memoryLink is one end of a link within this process. Its channels belong to a
+// synctest bubble, so both sides of a handoff run together on a fake clock.
 type memoryLink struct {
 	in, out chan packet
 	mine    *sync.Once // guards closed
@@ -66,7 +65,7 @@ func (l *memoryLink) send(ctx context.Context, m message, files ...file) error {
 func (l *memoryLink) receive(ctx context.Context) (m message, files []file, err error) {
 	var p packet
 	select {
-	case p = <-l.in: // also what was sent before the other end was closed
+	case p = <-l.in: // even what was sent before the other end was closed
 	default:
 		select {
 		case p = <-l.in:
@@ -90,8 +89,8 @@ func (l *memoryLink) close() error {
 	return nil
 }
 
-// duplicate is another handle of a file, as the kernel makes one for whoever
-// receives it.
+// duplicate returns another handle of a file, as a receiver gets one from the
+// kernel.
 func duplicate(f file) file {
 	switch f := f.(type) {
 	case *sharedConn:
@@ -151,7 +150,7 @@ type fakeProcess struct {
 	pid   int
 	dead  bool
 	kills int
-	spare int // how many kills it survives: it is not found yet
+	spare int // kills it survives, as if it was not found yet
 	end   chan struct{}
 	why   error
 	link  *memoryLink // the candidate's end
@@ -181,7 +180,7 @@ func (p *fakeProcess) kill() {
 	}
 }
 
-// exit ends the process; nil has it become the serving generation.
+// exit ends the process; nil makes it the serving generation.
 func (p *fakeProcess) exit(why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,7 +224,7 @@ type conversation struct {
 	old       *Predecessor
 	process   *fakeProcess
 	self      *fakeSuccessor
-	oldEnd    *memoryLink // close it, and the old generation is dead
+	oldEnd    *memoryLink // closing it kills the old generation
 }
 
 func converse(t *testing.T) *conversation {

@@ -7,7 +7,7 @@ import (
 )
 
 // The versions of the protocol that this build speaks. Fields are only added;
-// a version rises when an old one could no longer be answered.
+// the version rises when older ones can no longer be answered.
 const (
 	protocol    = 1
 	minProtocol = 1
@@ -23,17 +23,17 @@ var (
 // Stages of a handoff, as they appear in outcomes and events.
 const (
 	StageStart      = "start"      // the candidate's process begins
-	StageConfig     = "config"     // its configuration and its modules are checked
-	StagePrepare    = "prepare"    // Prepare of its modules
+	StageConfig     = "config"     // its configuration and modules are checked
+	StagePrepare    = "prepare"    // Prepare of the new modules
 	StageHold       = "hold"       // the old generation stops taking requests
 	StageShutdown   = "shutdown"   // Shutdown of the old modules
-	StageExport     = "export"     // their states are written
-	StageRestore    = "restore"    // and read
+	StageExport     = "export"     // the old modules' states are written
+	StageRestore    = "restore"    // the states are read into the new modules
 	StageInitialize = "initialize" // Initialize of the new modules
 	StageHealthy    = "healthy"    // Healthy of the new modules
 	StageCommit     = "commit"     // the new generation owns everything from here
-	StageProbation  = "probation"  // the new one serves, the old one stands by
-	StageReady      = "ready"      // the old one learns that it may go
+	StageProbation  = "probation"  // the new generation serves, the old one stands by
+	StageReady      = "ready"      // the old generation learns that it may exit
 )
 
 // UpgradeError says where a handoff failed.
@@ -52,7 +52,8 @@ func (e *UpgradeError) Error() string {
 
 func (e *UpgradeError) Unwrap() error { return e.Err }
 
-// message is everything that travels on a link. Type tells which fields count.
+// message is everything that travels on a link. Type says which fields are
+// used.
 type message struct {
 	Type string `json:"type"`
 
@@ -62,23 +63,23 @@ type message struct {
 	PID         int         `json:"pid,omitempty"`
 	Hello       *Hello      `json:"hello,omitempty"`
 	Welcome     *Welcome    `json:"welcome,omitempty"` // old to candidate: the answer
-	States      []StateInfo `json:"states,omitempty"`  // with one file: old to candidate, and returned
+	States      []StateInfo `json:"states,omitempty"`  // with one file: states (old to candidate) and returned
 	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
-	Conns       int         `json:"conns,omitempty"`   // with files: either way; acknowledged with the same number
+	Conns       int         `json:"conns,omitempty"`   // number of files with it, in either direction; repeated in the acknowledgement
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
-	UnixPaths   []string    `json:"unix_paths,omitempty"` // progress, failed and prepared: sockets that the candidate has made
-	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors it may still open
-	Cut         bool        `json:"cut,omitempty"`        // final: the probation was cut short
+	UnixPaths   []string    `json:"unix_paths,omitempty"` // progress, failed and prepared: paths of sockets that the candidate has made
+	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors the candidate may still open
+	Cut         bool        `json:"cut,omitempty"`        // final: the probation ended early
 
-	// failed, returned and progress, candidate to old: where it is.
+	// failed, returned and progress, candidate to old: where the candidate is.
 	Stage  string `json:"stage,omitempty"`
 	Module string `json:"module,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
 
-// The conversation, in order. After each of its own messages a side may be
-// gone; after hello the candidate may say failed in place of any of its own,
-// and progress before any.
+// The conversation, in order, with the side that sends. A side may die after
+// any message that it has sent. After hello the candidate may send failed
+// instead of any message of its own, and progress before any.
 const (
 	typeHello     = "hello"     // candidate
 	typeWelcome   = "welcome"   // old
@@ -89,25 +90,25 @@ const (
 	typeHealthy   = "healthy"   // candidate: waits for the commit
 	typeCommit    = "commit"    // old: gives everything away
 	typeAccepting = "accepting" // candidate: serves
-	typeConns     = "conns"     // old, and the candidate acknowledges
+	typeConns     = "conns"     // old: a batch of connections, which the candidate acknowledges
 	typeEnd       = "end"       // old: no more connections; probation begins
-	typeAsk       = "ask"       // old: how are you?
-	typeWell      = "well"      // candidate
-	typeUnwell    = "unwell"    // candidate: is about to give everything back
-	typeParked    = "parked"    // old: forwards nothing to it any more
+	typeAsk       = "ask"       // old: health check
+	typeWell      = "well"      // candidate: is healthy
+	typeUnwell    = "unwell"    // candidate: is unhealthy and about to give everything back
+	typeParked    = "parked"    // old: forwards nothing to the candidate any more
 	typeReturned  = "returned"  // candidate: gives the states back
-	typeTaken     = "taken"     // old: serves again; connections follow, then end
+	typeTaken     = "taken"     // old: serves again; the candidate sends its connections, then end
 	typeFinal     = "final"     // old: probation is over
-	typeReady     = "ready"     // old: goes
+	typeReady     = "ready"     // old: exits
 )
 
-// Hello is what a candidate says of itself.
+// Hello is what a candidate says about itself.
 type Hello struct {
 	Generation int      `json:"generation"`
 	Modules    []string `json:"modules"`
 }
 
-// Welcome is what the old generation says of itself.
+// Welcome is what the old generation says about itself.
 type Welcome struct {
 	Generation int           `json:"generation"`
 	Modules    []ModuleInfo  `json:"modules"`
@@ -118,7 +119,7 @@ type Welcome struct {
 // ModuleInfo describes a module of the old generation.
 type ModuleInfo struct {
 	Name         string            `json:"name"`
-	Digest       string            `json:"digest"` // of its settings
+	Digest       string            `json:"digest"` // digest of its settings
 	Stateful     bool              `json:"stateful"`
 	StateVersion int               `json:"state_version"`
 	StateFields  map[string]string `json:"state_fields,omitempty"` // path of a field -> its type
@@ -126,12 +127,12 @@ type ModuleInfo struct {
 	Down         bool              `json:"down,omitempty"`         // it does not run and answers 503
 }
 
-// ReloadDetails travel from whoever asked for the reload to the new generation.
+// ReloadDetails pass from the request for a reload to the new generation.
 type ReloadDetails struct {
 	Changed   []string `json:"changed,omitempty"`    // import paths of the changed packages and their dependents
-	Unknown   bool     `json:"unknown,omitempty"`    // what changed cannot be told
-	DropState []string `json:"drop_state,omitempty"` // modules that start afresh; "*" means all
-	Repair    bool     `json:"repair,omitempty"`     // the same build again, after a rollback that did not work
+	Unknown   bool     `json:"unknown,omitempty"`    // what changed is not known
+	DropState []string `json:"drop_state,omitempty"` // modules that start without their state; "*" means all
+	Repair    bool     `json:"repair,omitempty"`     // the same build again, after a failed rollback
 }
 
 // StateInfo describes one module's state within the transferred file.
@@ -149,27 +150,27 @@ type Conn struct {
 	ConnInfo
 }
 
-// ConnInfo is what goes with a connection. It means nothing to this package.
+// ConnInfo is what moves with a connection. This package does not interpret it.
 type ConnInfo struct {
 	Owner  string `json:"owner,omitempty"`
-	Unread []byte `json:"unread,omitempty"` // what the client has sent and nobody has handled
-	Unsent []byte `json:"unsent,omitempty"` // what the client has yet to get
+	Unread []byte `json:"unread,omitempty"` // bytes the client has sent that have not been handled
+	Unsent []byte `json:"unsent,omitempty"` // bytes the client has yet to receive
 	Kept   []byte `json:"kept,omitempty"`
 }
 
-// size is about what the info adds to a message.
+// size estimates how many bytes the info adds to a message.
 func (i ConnInfo) size() int {
 	return 64 + len(i.Owner) + (len(i.Unread)+len(i.Unsent)+len(i.Kept))*4/3
 }
 
-// Commit hands over.
+// Commit is what the old generation says when it hands over.
 type Commit struct {
 	StagesMS map[string]float64 `json:"stages_ms"` // measured by the old generation
-	HeldMS   float64            `json:"held_ms"`   // how long it has been holding
-	TotalMS  float64            `json:"total_ms"`  // since it was told to upgrade
+	HeldMS   float64            `json:"held_ms"`   // how long the old generation has been holding
+	TotalMS  float64            `json:"total_ms"`  // time since the old generation was told to upgrade
 
-	Held      int  `json:"held,omitempty"`      // connections that waited meanwhile
-	Forwarded int  `json:"forwarded,omitempty"` // connections that stay, and whose requests are forwarded
-	Cancelled int  `json:"cancelled,omitempty"` // requests and connections that the hold has ended
+	Held      int  `json:"held,omitempty"`      // connections that waited during the hold
+	Forwarded int  `json:"forwarded,omitempty"` // connections that stay; their requests are forwarded
+	Cancelled int  `json:"cancelled,omitempty"` // requests and connections that the hold has cancelled
 	Probation bool `json:"probation"`           // the old generation stands by afterwards
 }

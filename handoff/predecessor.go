@@ -10,7 +10,7 @@ import (
 	"example.org/orchestrator/handoff/failpoint"
 )
 
-// ErrPredecessorGone tells a candidate that the old generation has died.
+// ErrPredecessorGone means that the old generation has died.
 var ErrPredecessorGone = errors.New("handoff: the old generation is gone")
 
 // Predecessor is the serving generation as its candidate sees it.
@@ -19,10 +19,10 @@ type Predecessor struct {
 	link link
 }
 
-// successor is what a candidate can do for itself.
+// successor is what a Predecessor needs of the candidate's own process.
 type successor interface {
-	sockets() []string // that this process has made
-	ready() error      // it becomes the serving generation for good
+	sockets() []string // paths of Unix sockets that this process has made
+	ready() error      // makes this process the serving generation for good
 	waitForParent(ctx context.Context) error
 }
 
@@ -52,14 +52,14 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 	return m.Welcome, nil
 }
 
-// Progress tells where the candidate is, so that the old generation can say
-// so should it die there. Errors show up at the next step.
+// Progress says where the candidate is, so that the old generation can name the
+// place if the candidate dies there. An error shows up at the next step.
 func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module, UnixPaths: p.self.sockets()})
 }
 
-// Prepared says that nothing fallible is left but what needs the states, and
-// waits for them. They are the caller's to close.
+// Prepared says that everything fallible is done that does not need the states,
+// and waits for them. The caller must close them.
 func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
 	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: freeFiles()}); err != nil {
 		return nil, orGone(err)
@@ -75,9 +75,9 @@ func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
 	return receivedStates(files, m.States)
 }
 
-// Healthy says that everything runs, and waits for the commit. With
-// [ErrPredecessorGone] the candidate holds the only copy of everything and
-// goes on as if committed.
+// Healthy says that everything runs, and waits for the commit. After
+// [ErrPredecessorGone] the candidate holds the only copy of everything and goes
+// on as if committed.
 func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 	if err := p.link.send(ctx, message{Type: typeHealthy}); err != nil {
 		return nil, orGone(err)
@@ -92,8 +92,9 @@ func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 	return m.Commit, nil
 }
 
-// Accepting says that the candidate accepts, and gives each batch of
-// connections it is passed to adopt, which takes responsibility for them.
+// Accepting says that the candidate accepts connections, and passes each batch
+// that it receives to adopt, which takes responsibility for them. moved counts
+// them.
 func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved int, err error) {
 	if err := p.link.send(ctx, message{Type: typeAccepting}); err != nil {
 		return 0, orGone(err)
@@ -102,10 +103,9 @@ func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved 
 	return moved, orGone(err)
 }
 
-// Probation waits until the old generation has seen enough; cut tells that it
-// had to stop early. Whenever it asks, healthy answers. When that is an error,
-// Probation returns it as it is, and the candidate goes on with
-// [Predecessor.Unwell].
+// Probation answers the old generation's health checks with healthy until the
+// probation is over; cut reports whether it ended early. An error of healthy is
+// returned as it is, and the candidate goes on with [Predecessor.Unwell].
 func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (cut bool, err error) {
 	for {
 		m, files, err := p.link.receive(ctx)
@@ -127,8 +127,8 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 	}
 }
 
-// Unwell says that the candidate is about to give everything back, and waits
-// until the old generation forwards nothing to it any more.
+// Unwell says that the candidate is unhealthy and about to give everything
+// back, and waits until the old generation forwards nothing to it any more.
 func (p *Predecessor) Unwell(ctx context.Context) error {
 	if err := p.link.send(ctx, message{Type: typeUnwell}); err != nil {
 		return orGone(err)
@@ -137,9 +137,10 @@ func (p *Predecessor) Unwell(ctx context.Context) error {
 	return err
 }
 
-// Return gives the states back because of why, waits until the old generation
-// serves, and passes it the connections. Those it did not take are left. After
-// an error other than [ErrPredecessorGone] the old generation may serve.
+// Return gives the states back, with why as the reason, waits until the old
+// generation serves again, and passes it the connections. left holds those that
+// it did not take. After an error other than [ErrPredecessorGone] the old
+// generation may be serving.
 func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *States, conns []Conn) (left []Conn, err error) {
 	m := message{Type: typeReturned, States: states.infos, Stage: why.Stage, Module: why.Module, Error: why.Err.Error()}
 	if err := p.link.send(ctx, m, states.file); err != nil {
@@ -154,7 +155,8 @@ func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *Sta
 	return left, orGone(err)
 }
 
-// Ready makes the takeover final and waits for the old generation's word.
+// Ready makes the candidate final and waits for the old generation's
+// confirmation.
 func (p *Predecessor) Ready(ctx context.Context) error {
 	if err := p.self.ready(); err != nil {
 		return orGone(err)
@@ -186,7 +188,8 @@ func (p *Predecessor) await(ctx context.Context, want string) (message, error) {
 	return m, nil
 }
 
-// orGone marks errors that mean that the old generation has died.
+// orGone adds [ErrPredecessorGone] to errors which mean that the old generation
+// has died.
 func orGone(err error) error {
 	if err != nil && gone(err) {
 		return fmt.Errorf("%w: %w", ErrPredecessorGone, err)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerPID is the process at the other end, 0 if that cannot be told.
+// peerPID returns the PID of the process at the other end, 0 if unknown.
 func peerPID(c *net.UnixConn) (pid int) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -26,9 +26,9 @@ func peerPID(c *net.UnixConn) (pid int) {
 	return pid
 }
 
-// findChild is the child of this process whose environment has something that
-// begins with each of these, 0 if there is none. It finds a candidate that hangs
-// before its first word. What modules start has not all of them.
+// findChild returns the PID of a child with an environment entry for each of
+// these prefixes, 0 if there is none. It finds a candidate that hangs before
+// its hello. Processes that modules start do not have all of the entries.
 func findChild(env ...string) int {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
@@ -55,7 +55,7 @@ func anonymousFile() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "states"), nil
 }
 
-// seal makes file read-only for whoever it is passed to: a rollback must find
+// seal makes file read-only for every process that has it: a rollback must find
 // what was exported. Only a file in memory can be sealed.
 func seal(file *os.File) {
 	raw, err := file.SyscallConn()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestOnlyTheCandidateIsFound among the children: what a module has started
-// shares a part of its environment.
+// TestOnlyTheCandidateIsFound among the children: processes that a module has
+// started share a part of its environment.
 func TestOnlyTheCandidateIsFound(t *testing.T) {
 	start := func(env ...string) int {
 		c := exec.Command("sleep", "60")

@@ -15,7 +15,7 @@ func closeOnExec(fds ...int) {
 
 func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
 
-// freeFiles is how many more files this process may open, nil if unknown.
+// freeFiles returns how many more files this process may open, nil if unknown.
 func freeFiles() *int {
 	var limit syscall.Rlimit
 	open, err := os.ReadDir("/dev/fd")

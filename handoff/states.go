@@ -14,10 +14,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // ErrTooLarge is returned for states above their limit.
 var ErrTooLarge = errors.New("handoff: the state is too large")
 
-// States is the exported states of modules, in one file that has no name and
-// lives in memory where the system can do that. It is what crosses from one
-// generation to the next, and what a rollback starts from. Each state carries
-// a checksum, which [States.Read] verifies.
+// States holds the exported states of modules in one file that has no name and
+// lives in memory where the system can do that. It passes from one generation
+// to the next, and a rollback starts from it. Each state carries a checksum,
+// which [States.Read] verifies.
 //
 // It is not safe for concurrent use.
 type States struct {
@@ -27,7 +27,7 @@ type States struct {
 	end   int64
 }
 
-// NewStates returns an empty file that takes at most limit bytes.
+// NewStates returns empty States that take at most limit bytes.
 func NewStates(limit int64) (*States, error) {
 	file, err := anonymousFile()
 	if err != nil {
@@ -36,8 +36,8 @@ func NewStates(limit int64) (*States, error) {
 	return &States{file: file, limit: limit}, nil
 }
 
-// receivedStates takes responsibility for files, of which there must be one that
-// another process wrote.
+// receivedStates reads States that another process wrote. It takes
+// responsibility for files; there must be exactly one.
 func receivedStates(files []file, infos []StateInfo) (s *States, err error) {
 	defer func() {
 		if err != nil {
@@ -66,8 +66,8 @@ func receivedStates(files []file, infos []StateInfo) (s *States, err error) {
 	return s, nil
 }
 
-// Add appends what write writes as the state of a module, at most limit
-// bytes. After an error nothing of it is kept.
+// Add appends what write writes as a module's state, at most limit bytes. After
+// an error none of it is kept.
 func (s *States) Add(module string, version int, limit int64, write func(io.Writer) error) error {
 	room := min(limit, s.limit-s.end)
 	w := &stateWriter{file: s.file, at: s.end, room: room}
@@ -76,7 +76,7 @@ func (s *States) Add(module string, version int, limit int64, write func(io.Writ
 	if err == nil {
 		err = buffer.Flush()
 	}
-	if w.full { // whatever write made of it
+	if w.full { // even if write ignored the error
 		err = fmt.Errorf("%w: more than %d bytes", ErrTooLarge, room)
 		if room < limit {
 			err = fmt.Errorf("%w: more than the %d bytes that all states together may have", ErrTooLarge, s.limit)
@@ -91,7 +91,7 @@ func (s *States) Add(module string, version int, limit int64, write func(io.Writ
 	return nil
 }
 
-// Modules names those that have a state here.
+// Modules returns the names of the modules that have a state here.
 func (s *States) Modules() []string {
 	names := make([]string, 0, len(s.infos))
 	for _, i := range s.infos {
@@ -100,7 +100,8 @@ func (s *States) Modules() []string {
 	return names
 }
 
-// Version is that of a module's state; ok is false if there is none.
+// Version returns the version of a module's state; ok is false if there is
+// none.
 func (s *States) Version(module string) (version int, ok bool) {
 	i := s.find(module)
 	if i == nil {
@@ -109,7 +110,7 @@ func (s *States) Version(module string) (version int, ok bool) {
 	return i.Version, true
 }
 
-// Size is that of a module's state in bytes, 0 if there is none.
+// Size returns the size of a module's state in bytes, 0 if there is none.
 func (s *States) Size(module string) int64 {
 	if i := s.find(module); i != nil {
 		return i.Size
@@ -117,8 +118,8 @@ func (s *States) Size(module string) int64 {
 	return 0
 }
 
-// Read has read read the state of a module, and checks that it arrived as it
-// was written, whether or not read wanted all of it. It may be called again.
+// Read calls read with a module's state, then verifies the checksum, even if
+// read did not read to the end. It may be called again.
 func (s *States) Read(module string, read func(*StateReader) error) error {
 	i := s.find(module)
 	if i == nil {
@@ -135,7 +136,8 @@ func (s *States) Read(module string, read func(*StateReader) error) error {
 	return err
 }
 
-// Copy adds a module's state from other, as it is.
+// Copy adds a module's state from other unchanged, or nothing if other has
+// none.
 func (s *States) Copy(other *States, module string) error {
 	version, ok := other.Version(module)
 	if !ok {
@@ -149,8 +151,8 @@ func (s *States) Copy(other *States, module string) error {
 	})
 }
 
-// Without is the same states but for some. They share the file: closing one
-// closes the other.
+// Without returns the same states except those of modules for which left is
+// true. Both share the file: closing one closes the other.
 func (s *States) Without(left func(module string) bool) *States {
 	rest := &States{file: s.file, limit: s.limit, end: s.end}
 	for _, i := range s.infos {
@@ -161,7 +163,7 @@ func (s *States) Without(left func(module string) bool) *States {
 	return rest
 }
 
-// Close gives the memory back. A nil States is an empty one.
+// Close frees the memory. A nil States is an empty one.
 func (s *States) Close() {
 	if s != nil {
 		s.file.Close()
@@ -180,7 +182,7 @@ func (s *States) find(module string) *StateInfo {
 	return nil
 }
 
-// stateWriter writes one state and knows its checksum.
+// stateWriter writes one state and computes its checksum.
 type stateWriter struct {
 	file *os.File
 	at   int64
@@ -208,7 +210,7 @@ type StateReader struct {
 	sum     uint32
 }
 
-// Size is the number of bytes of the whole state.
+// Size returns the number of bytes of the whole state.
 func (r *StateReader) Size() int64 { return r.size }
 
 func (r *StateReader) Read(p []byte) (int, error) {
@@ -217,7 +219,7 @@ func (r *StateReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// unlinkedFile is the next best thing where memory has no files.
+// unlinkedFile stands in where there are no files in memory.
 func unlinkedFile() (*os.File, error) {
 	f, err := os.CreateTemp("", "orchestrator-states-*")
 	if err != nil {

@@ -79,7 +79,7 @@ func TestStatesHaveLimits(t *testing.T) {
 		if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("Add beyond %s = %v, want %q", tt.name, err, tt.want)
 		}
-		// Whoever ignores the errors of writes is refused all the same.
+		// Ignoring the errors of writes does not help.
 		err = s.Add("x", 0, tt.limit, func(w io.Writer) error { io.WriteString(w, strings.Repeat("x", 100<<10)); return nil })
 		if !errors.Is(err, ErrTooLarge) {
 			t.Errorf("Add that ignores errors = %v, want too large", err)
@@ -126,7 +126,7 @@ func TestSealedStatesCannotBeChanged(t *testing.T) {
 	}
 }
 
-// anonymousIsSealed tells whether this system can seal files.
+// anonymousIsSealed reports whether this system can seal files.
 func anonymousIsSealed() bool {
 	f, err := anonymousFile()
 	if err != nil {
@@ -138,7 +138,7 @@ func anonymousIsSealed() bool {
 	return err != nil
 }
 
-// FuzzStates reads an envelope that another process wrote: any file with any
+// FuzzStates reads States that another process wrote: any file with any
 // description of it.
 func FuzzStates(f *testing.F) {
 	good := newStates(f, 1<<10, "first", "second")

@@ -9,7 +9,7 @@ import (
 	"example.org/orchestrator/handoff/failpoint"
 )
 
-// TestOtherVersionsAreRefused greets as a candidate of another time.
+// TestOtherVersionsAreRefused greets as a candidate with another version.
 func TestOtherVersionsAreRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string

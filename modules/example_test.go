@@ -26,7 +26,7 @@ type base struct{}
 func (base) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
 func (base) Shutdown(context.Context) error                                  { return nil }
 
-// A module that remembers: what State points to survives a reload.
+// A module with state: what State points to survives a reload.
 type visits struct {
 	base
 	state struct {
@@ -51,7 +51,7 @@ func ExampleStateful() {
 	// Output: 41
 }
 
-// A module whose state has got another layout.
+// A module whose state has changed its layout.
 type people struct {
 	base
 	state struct {
@@ -64,7 +64,7 @@ func (p *people) State() modules.State {
 		Version: 2,
 		Value:   &p.state,
 		Migrate: func(from int, decode func(any) error) error {
-			var one struct { // version 1 knew one name
+			var one struct { // version 1 had one name
 				Name string `json:"name"`
 			}
 			if err := decode(&one); err != nil {
@@ -86,7 +86,7 @@ func ExampleState_migrate() {
 }
 
 // A module that parses its templates before anything is touched: a mistake in
-// them refuses the reload, and nobody notices.
+// them rejects the reload, and no client notices.
 type pages struct {
 	base
 	text string
@@ -131,8 +131,8 @@ func ExampleHealthChecker() {
 	// Output: the database does not answer: connection refused
 }
 
-// A module that works in the background. Its context ends when a reload or the
-// program's end begins.
+// A module that works in the background. Its context ends when a reload begins
+// or the program ends.
 type cleaner struct {
 	base
 	every time.Duration
@@ -185,7 +185,7 @@ func ExampleDependent() {
 func ExampleConfig_Call() {
 	b := &billing{}
 	b.Initialize(context.Background(), nil, modules.Config{
-		Caller: func(module string, r *http.Request) (*http.Response, error) { // the framework's own calls the module
+		Caller: func(module string, r *http.Request) (*http.Response, error) { // the framework's Caller calls the module
 			w := httptest.NewRecorder()
 			fmt.Fprint(w, module, " answers ", r.Method, " ", r.URL.Path)
 			return w.Result(), nil
@@ -203,7 +203,7 @@ func ExampleConfig_Call() {
 }
 
 // A module that answers lines. The next generation goes on with the same
-// connection, and with what was kept.
+// connection.
 type shouter struct{ base }
 
 func (shouter) HandleConn(_ context.Context, c modules.Conn) error {
@@ -238,7 +238,7 @@ func (u upgrader) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func ExampleHijack() {
-	w := httptest.NewRecorder() // has no connection to give
+	w := httptest.NewRecorder() // has no connection to hijack
 	upgrader{}.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 	fmt.Println(w.Code)
 	// Output: 501

@@ -6,8 +6,8 @@ type Entry struct {
 	New  func() Module // returns a fresh value at each call
 }
 
-// List is all modules of a program. Which of them run, and in which order, is
-// up to main.yaml.
+// List is all modules of a program. main.yaml decides which of them run, and in
+// which order.
 type List []Entry
 
 // Names returns the names of all modules, in order.

@@ -5,7 +5,7 @@
 //
 //  1. The factory makes a value. Its State is valid from here on.
 //  2. Prepare, if it has one: the slow or fallible part that needs nothing
-//     exclusive. The old instance, in the process before, is still serving.
+//     exclusive. The old instance, in the old process, is still serving.
 //  3. The old instance's Run context ends, its requests have finished, its
 //     Shutdown is called and its State is exported.
 //  4. The exported State is restored into the new value.
@@ -13,7 +13,7 @@
 //     a missed deadline sends everything back to the old process, where a
 //     fresh value goes through 4 and 5.
 //  6. The new process has taken over: requests arrive, Run begins.
-//  7. When the next reload comes, or the program ends, see 3.
+//  7. When the next reload begins or the program ends, 3 follows.
 //
 // A module owns neither sockets nor signals: the framework does, and that is
 // why no connection closes when code is replaced.
@@ -21,13 +21,14 @@
 // # The parts
 //
 // Only [Module] is mandatory. Everything else is found by type assertion:
-// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent], [ConnHandler],
-// and http.Handler, whose module gets the requests below its path with the
-// path's prefix removed. So a module should state what it means to implement:
+// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent],
+// [ConnHandler], and http.Handler, which gets the requests below the module's
+// path, with that prefix removed. So a module should state what it means to
+// implement:
 //
 //	var _ modules.Stateful = (*Counter)(nil)
 //
-// A method that has the name of an optional part but another signature is
+// A method with the name of an optional part's method but another signature is
 // refused when the program starts.
 package modules
 
@@ -44,19 +45,19 @@ import (
 
 // Module is what every module implements.
 type Module interface {
-	// Initialize starts the module. It owns what it opens from here on, also
-	// when it returns an error: Shutdown follows in any case. ctx ends with
-	// the call. bus is a fresh client that is closed after Shutdown. What
-	// State points to has been restored already and must not be overwritten.
+	// Initialize starts the module. The module owns what Initialize opens, even
+	// if Initialize returns an error: Shutdown follows in any case. ctx ends
+	// with the call. bus is a fresh client that is closed after Shutdown. What
+	// State points to has already been restored and must not be overwritten.
 	//
-	// What Initialize leaves on disk must be readable by the build before
-	// this one, for a rollback may follow. Irreversible work belongs in Run.
+	// What Initialize leaves on disk must be readable by the previous build,
+	// because a rollback may follow. Irreversible work belongs in Run.
 	Initialize(ctx context.Context, bus *eventbus.Bus, cfg Config) error
 
 	// Shutdown gives back everything exclusive: files, locks, devices. It is
-	// also called after a failed Initialize and after Prepare alone, and has
-	// to cope with what is not there. ctx carries its deadline. Afterwards
-	// State is exported.
+	// also called after a failed Initialize and after Prepare alone, so it must
+	// cope with what was never opened. ctx carries its deadline. State is
+	// exported afterwards.
 	Shutdown(ctx context.Context) error
 }
 
@@ -67,7 +68,7 @@ type Stateful interface {
 	State() State
 }
 
-// Preparer does what may take long or fail before anything is touched.
+// Preparer does what may be slow or fail before anything is touched.
 type Preparer interface {
 	// Prepare runs while the old instance is still serving: it must not take
 	// anything exclusive, such as a file lock. Shutdown follows if the reload
@@ -77,28 +78,28 @@ type Preparer interface {
 
 // HealthChecker can veto a reload.
 type HealthChecker interface {
-	// Healthy is asked after Initialize and before the new generation takes
-	// over. An error rolls the reload back.
+	// Healthy is called after Initialize, before the new generation takes over,
+	// and again during the probation. An error rolls the reload back.
 	Healthy(ctx context.Context) error
 }
 
 // Runner works in the background.
 type Runner interface {
-	// Run begins once the module's generation serves. It returns soon after
-	// ctx ends, which is when a reload or the program's end begins. It may
+	// Run begins once the module's generation serves. It must return soon after
+	// ctx ends, which it does when a reload begins or the program ends. It may
 	// be called again on the same value, if a reload was called off before
-	// Shutdown. An error or an early return is logged, nothing more.
+	// Shutdown. An error or an early return is only logged.
 	Run(ctx context.Context) error
 }
 
-// Dependent modules need others to be there first.
+// Dependent modules need other modules to start first.
 type Dependent interface {
 	// DependsOn names the modules that start before this one and stop after it.
 	DependsOn() []string
 }
 
-// Config is what a module gets to know of the program around it. Tests of a
-// module make their own.
+// Config is what a module learns about the program around it. A module's tests
+// make their own.
 type Config struct {
 	Name    string         // the module's name
 	Log     *slog.Logger   // has the module's name attached
@@ -115,14 +116,15 @@ type Caller func(module string, r *http.Request) (*http.Response, error)
 // not mention keeps its value in v, so set the defaults first.
 func (c Config) Decode(v any) error { return c.Section.Decode(v) }
 
-// ErrNotRunning is the cause when a called module does not run, or not yet.
+// ErrNotRunning means that a called module is not running, or not yet.
 var ErrNotRunning = errors.New("module is not running")
 
 // Call hands r to the HTTP handler of another module and returns the whole
-// answer. The path is that which the other module sees, without its prefix.
-// It is a plain function call within the process, so it works during a reload
-// too, when a request over the network would wait for itself. Name the module
-// in DependsOn if Initialize or Shutdown calls it: it runs then.
+// answer. The path of r is as the other module sees it, without that module's
+// prefix. Call is a plain function call within the process, so it also works
+// during a reload, when a request over the network would wait for itself. If
+// Initialize or Shutdown calls a module, name it in DependsOn so that it is
+// running.
 func (c Config) Call(module string, r *http.Request) (*http.Response, error) {
 	if c.Caller == nil {
 		return nil, fmt.Errorf("modules: call %s: %w", module, ErrNotRunning)

@@ -5,13 +5,13 @@
 //		apptest.Run(t, apptest.Case{New: counter.New, Golden: "testdata/state"})
 //	}
 //
-// The kit calls the module as the framework would, in a process of its own
-// and without a network: it does not replace tests of what the module is for.
-// It looks for goroutines that are left, so it must not run beside other
-// tests (no t.Parallel).
+// The kit calls the module as the framework would, in the test's process and
+// without a network: it does not replace tests of what the module does. It
+// looks for goroutines that are left, so it must not run beside other tests (no
+// t.Parallel).
 //
-// The package also has [Hostile], a module that breaks the contract on
-// purpose, for tests of what handles modules.
+// The package also has [Hostile], a module that breaks the contract on purpose,
+// for tests of code that runs modules.
 package apptest
 
 import (
@@ -32,31 +32,32 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// Case is what the kit needs to know of a module.
+// Case is what the kit needs to know about a module.
 type Case struct {
 	// New is the module's factory.
 	New func() modules.Module
 
-	// Config returns the module's settings, as YAML, for one check. The same
-	// text names the same exclusive things, such as files. Nil means none.
+	// Config returns the module's settings, as YAML, for one check. Equal texts
+	// name the same exclusive things, such as files. Nil means none.
 	Config func() string
 
-	// Use makes the state of a running module differ from a fresh one's. A
-	// stateful module needs it: what never changes proves nothing.
+	// Use makes the state of a running module differ from a fresh one's. It is
+	// required for a stateful module: a state that never changes proves
+	// nothing.
 	Use func(m modules.Module) error
 
 	// Golden is a folder of states that this and earlier versions exported:
 	// <version>.json, or <version>-<what>.json. Each must load.
 	Golden string
 
-	// Call stands for the modules that this one calls.
+	// Call stands in for the modules that this one calls.
 	Call modules.Caller
 
 	// HookTimeout is the deadline of each hook. Default 5s.
 	HookTimeout time.Duration
 }
 
-// Run runs every check as a test of its own.
+// Run runs every check as a subtest.
 func Run(t *testing.T, c Case) {
 	for _, check := range checks {
 		t.Run(check.name, func(t *testing.T) {
@@ -67,7 +68,7 @@ func Run(t *testing.T, c Case) {
 	}
 }
 
-// Verify runs every check and returns what was found.
+// Verify runs every check and returns the failures.
 func Verify(c Case) (errs []error) {
 	for _, check := range checks {
 		if err := c.verify(check); err != nil {
@@ -97,7 +98,7 @@ func (c Case) verify(k check) error {
 	return err
 }
 
-// life is what happens to the instances of one check.
+// life is what the instances of one check have in common.
 type life struct {
 	c       Case
 	section config.Section
@@ -152,7 +153,7 @@ func (i *instance) healthy() error {
 	return i.hook(context.Background(), "Healthy", h.Healthy)
 }
 
-// start is everything up to the commit.
+// start does everything up to the commit.
 func (i *instance) start() error {
 	if err := i.prepare(); err != nil {
 		return err
@@ -175,7 +176,7 @@ func (i *instance) shutdown() error {
 	return i.hook(context.Background(), "event subscriber", i.bus.Wait)
 }
 
-// state is nil if the module has none.
+// state returns nil if the module has none.
 func (i *instance) state() *modules.State {
 	s, ok := i.m.(modules.Stateful)
 	if !ok {
@@ -193,7 +194,7 @@ func (i *instance) export() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// reader is the reader that a state gets.
+// reader is what a state is restored from.
 type reader struct {
 	*bytes.Reader
 }
@@ -204,8 +205,8 @@ func (i *instance) restore(version int, exported []byte) error {
 	return Restore(i.m, version, exported)
 }
 
-// Restore gives a fresh value of a stateful module a state that some version of
-// it has exported, as a reload does before Initialize.
+// Restore decodes a state that some version of a stateful module has exported.
+// m is the fresh value that gets it, as in a reload before Initialize.
 func Restore(m modules.Module, version int, exported []byte) error {
 	s, ok := m.(modules.Stateful)
 	if !ok {

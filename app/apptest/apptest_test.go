@@ -35,7 +35,8 @@ func TestAGoodModulePasses(t *testing.T) {
 	apptest.Run(t, apptest.Case{New: func() modules.Module { return good() }, Use: use, Golden: "testdata/number"})
 }
 
-// TestTheKitFinds breaks the contract in each way that the kit promises to see.
+// TestTheKitFinds breaks the contract in each way that the kit promises to
+// find.
 func TestTheKitFinds(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string
@@ -134,7 +135,7 @@ func TestTheKitFinds(t *testing.T) {
 	})
 }
 
-// steady is a stream that does not count its exports.
+// steady is a streamed state that each export leaves as it was.
 type steady struct{ apptest.Liar }
 
 func (s *steady) WriteTo(w io.Writer) (int64, error) {
@@ -142,7 +143,8 @@ func (s *steady) WriteTo(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// refuses are settings that are never right. Its module then fails to stop.
+// refuses are settings that are always wrong, of a module that then fails to
+// shut down.
 type refuses struct{ h *apptest.Hostile }
 
 func (r *refuses) UnmarshalYAML(*yaml.Node) error {
@@ -150,7 +152,7 @@ func (r *refuses) UnmarshalYAML(*yaml.Node) error {
 	return errors.New("wrong settings")
 }
 
-// talker is a module that is talked to.
+// talker is a module with requests and connections.
 type talker struct {
 	path    func(string)
 	depends []string

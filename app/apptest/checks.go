@@ -23,7 +23,7 @@ import (
 type check struct {
 	name string
 	run  func(*life) error
-	of   []contract.Hook // what it is about
+	of   []contract.Hook // the hooks that it checks
 }
 
 var checks = []check{
@@ -64,8 +64,8 @@ func dependencies(l *life) error {
 	return nil
 }
 
-// answers sends requests that no module can have been made for: whatever the
-// answer is, there is one.
+// answers sends requests that no module expects: there must be an answer,
+// whatever it is.
 func answers(l *life) error {
 	i := l.fresh()
 	h, ok := i.m.(http.Handler)
@@ -88,7 +88,7 @@ func answers(l *life) error {
 	return errors.Join(append(errs, i.shutdown())...)
 }
 
-// connections ends one connection by its client, and hands another one on.
+// connections has the client close one connection, and hands another one on.
 func connections(l *life) error {
 	i := l.fresh()
 	h, ok := i.m.(modules.ConnHandler)
@@ -128,8 +128,8 @@ func shutdownAfterPrepare(l *life) error {
 	return errors.Join(i.prepare(), i.shutdown())
 }
 
-// shutdownAfterCancelled does not mind whether Initialize fails: it may have
-// been done before it could notice.
+// shutdownAfterCancelled accepts an Initialize that succeeds: it may be done
+// before it notices that its context has ended.
 func shutdownAfterCancelled(l *life) error {
 	i := l.fresh()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -141,7 +141,7 @@ func shutdownAfterCancelled(l *life) error {
 	return errors.Join(i.shutdown(), i.shutdown())
 }
 
-// shutdownAfterWrongSettings makes Initialize of a module fail that has settings.
+// shutdownAfterWrongSettings makes Initialize fail if the module has settings.
 func shutdownAfterWrongSettings(l *life) error {
 	wrong, err := config.ParseSection("config", "{of-no-module: [1]}")
 	if err != nil {
@@ -156,7 +156,7 @@ func shutdownAfterWrongSettings(l *life) error {
 	return errors.Join(err, i.shutdown(), i.shutdown())
 }
 
-// shutdownBesideAnother makes Initialize of a module fail that needs something
+// shutdownBesideAnother makes Initialize fail if the module needs something
 // exclusive, because another instance has it.
 func shutdownBesideAnother(l *life) error {
 	first, second := l.fresh(), l.fresh()
@@ -211,7 +211,7 @@ func runs(l *life) error {
 	return errors.Join(append(errs, i.shutdown())...)
 }
 
-// exported is the state of a module that has been used and shut down.
+// exported returns the state of a module that has been used and shut down.
 func (l *life) exported() ([]byte, error) {
 	i := l.fresh()
 	err := i.start()

@@ -30,7 +30,7 @@ func newConn() (c *conn, client net.Conn) {
 	return &conn{Conn: near, in: bufio.NewReader(near)}, far
 }
 
-// move has all reads return modules.ErrMoving.
+// move makes all reads return modules.ErrMoving.
 func (c *conn) move() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -38,7 +38,7 @@ func (c *conn) move() {
 	c.Conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-// cause is what a read that has failed returns.
+// cause returns what a read that failed with err returns.
 func (c *conn) cause(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -23,7 +23,7 @@ func TestEveryHookHasACheck(t *testing.T) {
 	}
 }
 
-// TestEveryHookIsInTheDocs: the table there is the one of package contract.
+// TestEveryHookIsInTheDocs: the table in the docs is that of package contract.
 // With -update it is written.
 func TestEveryHookIsInTheDocs(t *testing.T) {
 	const file, begin, end = "../../docs/MODULES.md", "<!-- hooks -->\n", "<!-- end -->"

@@ -10,8 +10,8 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// Hostile is a module that does in each hook what it is told. What is nil
-// succeeds. Its State is Value, or nothing that matters.
+// Hostile is a module whose hooks do what the test wants. A nil hook succeeds.
+// Its State is Value, or an empty struct if that is nil.
 type Hostile struct {
 	OnPrepare, OnInitialize, OnHealthy, OnRun, OnShutdown func(context.Context) error
 
@@ -82,17 +82,17 @@ func Leak() (hook func(context.Context) error, release func()) {
 	}, sync.OnceFunc(func() { close(released) })
 }
 
-// Liar is a state that restores something else than it exports.
+// Liar is a state that does not restore what it exports.
 type Liar struct{ N int }
 
-// WriteTo writes what ReadFrom will not make of it.
+// WriteTo exports something different at each call.
 func (l *Liar) WriteTo(w io.Writer) (int64, error) {
 	l.N++
 	n, err := w.Write([]byte{byte(l.N)})
 	return int64(n), err
 }
 
-// ReadFrom panics on what it does not expect.
+// ReadFrom panics on empty input.
 func (l *Liar) ReadFrom(r io.Reader) (int64, error) {
 	data, err := io.ReadAll(r)
 	l.N = int(data[0])

@@ -2,9 +2,9 @@
 // command line does: [Reload] upgrades it, [GetStatus] describes it, [Events]
 // follows what happens.
 //
-// Each call is a connection of its own. The program may be of another build
-// than the caller: fields are only added, and two versions that cannot talk say
-// so.
+// Each call makes its own connection. The program and the caller may be
+// different builds: fields are only added, and versions that cannot talk return
+// an error that says so.
 package client
 
 import (
@@ -18,15 +18,15 @@ import (
 	"example.org/orchestrator/app/internal/wire"
 )
 
-// ReloadRequest is what `orchestrator reload` asks for. The zero value means:
-// to what the sources say when hot_reload is on, else to the binary that is now
-// at the path the program was started from.
+// ReloadRequest is what `orchestrator reload` asks for. The zero value asks for
+// what the sources say if hot_reload is on, else for the binary that is now at
+// the path the program was started from.
 type ReloadRequest struct {
-	Build         bool     `json:"build,omitempty"`          // from the sources, also with hot_reload off
-	Binary        string   `json:"binary,omitempty"`         // absolute path
-	TimeoutMS     int64    `json:"timeout_ms,omitempty"`     // until the commit; 0 is the program's default
+	Build         bool     `json:"build,omitempty"`          // build the sources, even if hot_reload is off
+	Binary        string   `json:"binary,omitempty"`         // absolute path of the binary to run
+	TimeoutMS     int64    `json:"timeout_ms,omitempty"`     // limit until the commit; 0 means the program's default
 	Force         bool     `json:"force,omitempty"`          // cancel requests that do not end in time
-	DropState     []string `json:"drop_state,omitempty"`     // module names; "*" means all
+	DropState     []string `json:"drop_state,omitempty"`     // modules that start without their state; "*" means all
 	WaitProbation bool     `json:"wait_probation,omitempty"` // wait until the new generation is final
 }
 
@@ -47,7 +47,7 @@ func (e *NotRunningError) Error() string {
 
 func (e *NotRunningError) Unwrap() error { return e.Err }
 
-// message is what a client says and hears. Type tells which field counts.
+// message is any message from or to a client. Type says which field is used.
 type message struct {
 	Type    string         `json:"type"`
 	Reload  *ReloadRequest `json:"reload,omitempty"`
@@ -58,7 +58,8 @@ type message struct {
 	Error   string         `json:"error,omitempty"`
 }
 
-// The types of messages, which app/internal/control repeats for the other end.
+// Types of messages. Package app/internal/control has the same for the other
+// end.
 const (
 	typeReload  = "reload"
 	typeOutcome = "outcome"
@@ -70,8 +71,8 @@ const (
 )
 
 // Reload asks the program with this run_dir for a reload and waits for the
-// outcome. An error means that the outcome is not known: after a
-// [*NotRunningError] nothing was asked for; after any other, ask for the status.
+// outcome. A [*NotRunningError] means that nothing was asked for. After any
+// other error the outcome is not known; [GetStatus] may show it.
 func Reload(ctx context.Context, runDir string, r ReloadRequest) (*Outcome, error) {
 	m, err := ask(ctx, runDir, message{Type: typeReload, Reload: &r}, typeOutcome)
 	if err != nil {
@@ -95,8 +96,8 @@ func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 	return m.Status, nil
 }
 
-// Events yields the last events of the program with this run_dir, and with
-// follow those to come, until ctx ends. An error ends the sequence.
+// Events yields the latest events of the program with this run_dir and, with
+// follow, those to come, until ctx ends. An error ends the sequence.
 func Events(ctx context.Context, runDir string, follow bool) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		c, err := dial(runDir)

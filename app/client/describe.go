@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// told is the order in which the times of stages are told to people.
+// told lists the stages whose times are shown to people, in order.
 var told = []Stage{StageBuild, StageStart, StagePrepare, StageHold, StageShutdown, StageRestore, StagePause}
 
-// String describes the outcome to people: honestly and in one line, except for
+// String describes the outcome to people: in one line, except for notes and for
 // a compiler's message, which is given whole.
 func (o *Outcome) String() string {
 	var stages []string
@@ -62,7 +62,7 @@ func (o *Outcome) notes() (text string) {
 	return text
 }
 
-// connections says what became of them.
+// connections says what became of the connections.
 func (o *Outcome) connections() string {
 	if o.Held+o.Forwarded+o.Cancelled == 0 {
 		return ""

@@ -8,17 +8,17 @@ type Verdict string
 // All verdicts.
 const (
 	Reloaded   Verdict = "reloaded"
-	Unchanged  Verdict = "unchanged"   // the build is the one that serves
-	Failed     Verdict = "failed"      // the build failed, or what is left does not serve everything
+	Unchanged  Verdict = "unchanged"   // the build is already serving
+	Failed     Verdict = "failed"      // the build failed, or not everything is served any more
 	Rejected   Verdict = "rejected"    // the upgrade failed; the old generation serves as before
 	Superseded Verdict = "superseded"  // a newer request took its place
 	RolledBack Verdict = "rolled_back" // the new generation failed after it had taken over
 )
 
-// Stage is a part of a reload, in the order of this list.
+// Stage is a part of a reload. The list below is in order.
 type Stage string
 
-// All stages. Those from start to ready are what package handoff does.
+// All stages. Those from start to ready belong to package handoff.
 const (
 	StageBuild      Stage = "build"
 	StageStart      Stage = "start"
@@ -41,7 +41,7 @@ const (
 // Probation is how a new generation fared while the old one stood by.
 type Probation string
 
-// All probations; "" is none.
+// All results of a probation; "" if there was none.
 const (
 	ProbationPending Probation = "pending"
 	ProbationPassed  Probation = "passed"
@@ -66,10 +66,10 @@ func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // Outcome is how an attempt to reload went. Times are in milliseconds.
 type Outcome struct {
 	Verdict      Verdict           `json:"outcome"`
-	Generation   int               `json:"generation"` // reached or tried
+	Generation   int               `json:"generation"` // the generation that was reached or tried
 	Serving      int               `json:"serving"`    // the generation that serves now, 0 for none
 	Trigger      []string          `json:"trigger"`    // paths of the changed sources
-	Modules      []string          `json:"modules"`    // those whose code or configuration changed
+	Modules      []string          `json:"modules"`    // modules whose code or configuration changed
 	StagesMS     map[Stage]float64 `json:"stages_ms"`
 	TotalMS      float64           `json:"total_ms"`
 	Stage        Stage             `json:"stage"`         // where it failed
@@ -77,19 +77,19 @@ type Outcome struct {
 	Error        string            `json:"error"`
 	Probation    Probation         `json:"probation"`
 	Lost         []string          `json:"lost,omitempty"`     // modules whose state is gone
-	Reverted     []string          `json:"reverted,omitempty"` // modules whose state is that of the commit again
+	Reverted     []string          `json:"reverted,omitempty"` // modules whose state was reverted to that of the commit
 	Held         int               `json:"held"`               // connections that waited during the pause
-	Moved        int               `json:"moved"`              // of these: went to the new generation
-	Forwarded    int               `json:"forwarded"`          // connections that stayed in the old generation until it was gone
-	Closed       int               `json:"cut"`                // of these: were still open then, and were closed
-	Cancelled    int               `json:"cancelled"`          // requests and connections that the reload ended
+	Moved        int               `json:"moved"`              // of the held connections: moved to the new generation
+	Forwarded    int               `json:"forwarded"`          // connections that stayed in the old generation until it was drained
+	Closed       int               `json:"cut"`                // of the forwarded connections: still open at the end of the drain
+	Cancelled    int               `json:"cancelled"`          // requests and connections that the reload cancelled
 	Notes        []string          `json:"notes,omitempty"`
 }
 
-// Good reports whether what serves is what was asked for.
+// Good reports whether the program now serves what was asked for.
 func (o *Outcome) Good() bool { return o.Verdict == Reloaded || o.Verdict == Unchanged }
 
-// ExitCode is the exit code of a command that has waited for the outcome.
+// ExitCode returns the exit code of a command that has waited for the outcome.
 func (o *Outcome) ExitCode() int {
 	switch {
 	case o.Good():

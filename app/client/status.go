@@ -18,7 +18,7 @@ const (
 )
 
 // Status is what `orchestrator status` shows. New code answers its first
-// requests a moment before the supervisor hears that it serves; until then the
+// requests a moment before the supervisor learns that it serves; until then the
 // state is reloading and the generation is the old one.
 type Status struct {
 	Name          string   `json:"name"`
@@ -34,7 +34,8 @@ type Status struct {
 	LastReload    *Outcome `json:"last_reload"`
 	LastCrash     *Crash   `json:"last_crash"`
 
-	// Goroutines is how many the serving worker has, after a garbage collection.
+	// Goroutines is the number of goroutines of the serving worker, after a
+	// garbage collection.
 	Goroutines int `json:"goroutines,omitempty"`
 }
 
@@ -51,19 +52,19 @@ const (
 type Module struct {
 	Name       string      `json:"name"`
 	State      ModuleState `json:"state"`
-	Generation int         `json:"generation"` // since when its code and configuration are what they are
+	Generation int         `json:"generation"` // the generation in which its code or configuration last changed
 	Stateful   bool        `json:"stateful,omitempty"`
 	Listen     string      `json:"listen,omitempty"` // address of its own connections
 	Error      string      `json:"error,omitempty"`  // why it is not running
 }
 
-// Crash is a serving generation that died, and what became of it.
+// Crash describes a serving generation that died, and what replaced it.
 type Crash struct {
 	Time       time.Time `json:"time"`
 	Generation int       `json:"generation"`
 	Error      string    `json:"error"`
 	Serving    int       `json:"serving"` // the generation that replaced it, 0 for none yet
-	Build      string    `json:"build"`   // of the replacement
+	Build      string    `json:"build"`   // build of the replacement
 	Older      bool      `json:"older"`   // the replacement runs an older build than the one that crashed
 	Lost       []string  `json:"lost"`    // modules whose state is gone
 }

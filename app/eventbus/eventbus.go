@@ -12,22 +12,22 @@ import (
 )
 
 // Topic names a stream of events whose payload is a T. Topics are package
-// variables made with [NewTopic]; those that several modules share live in
+// variables made with [NewTopic]; topics that several modules share live in
 // modules/topics.
 type Topic[T any] struct{ name string }
 
 // NewTopic returns the topic called name, such as module.reloaded. Two topics
-// of one name must carry the same type.
+// with the same name must carry the same type.
 func NewTopic[T any](name string) Topic[T] { return Topic[T]{name} }
 
-// Name is the topic's name.
+// Name returns the topic's name.
 func (t Topic[T]) Name() string { return t.name }
 
-// Event is one published event as somebody who knows no types sees it.
+// Event is one published event, for code that does not know its type.
 type Event struct {
 	Topic string
 	Time  time.Time
-	Data  any // the payload, as published: not to be changed
+	Data  any // the payload as published; must not be changed
 }
 
 // Options tune a [Root]. The zero value is useful.
@@ -66,7 +66,7 @@ func (r *Root) Tap(f func(Event)) {
 	r.taps = append(r.taps, f)
 }
 
-// Client returns a new client called name, a module's name as a rule.
+// Client returns a new client called name, usually a module's name.
 func (r *Root) Client(name string) *Bus { return &Bus{root: r, name: name} }
 
 // check records that topic name carries values of type t.
@@ -77,7 +77,7 @@ func (r *Root) check(name string, t reflect.Type) {
 	r.types[name] = t
 }
 
-// Bus is a client of the process's bus: what it subscribed ends with it.
+// Bus is a client of the process's bus: its subscriptions end with it.
 type Bus struct {
 	root *Root
 	name string
@@ -137,8 +137,8 @@ func Subscribe[T any](b *Bus, topic Topic[T], f func(ctx context.Context, data T
 	go s.run(ctx)
 }
 
-// Close ends the client's subscriptions: no call begins any more, queued
-// events are dropped, the contexts of running calls end. It does not wait;
+// Close ends the client's subscriptions: no further call begins, queued events
+// are dropped, and the contexts of running calls end. It does not wait;
 // [Bus.Wait] does. Closing twice is fine.
 func (b *Bus) Close() {
 	b.mu.Lock()
@@ -153,9 +153,9 @@ func (b *Bus) Close() {
 	}
 }
 
-// Wait returns once no subscriber of a closed client runs any more, or with
-// an error that names those that still do when ctx ends. It must not be
-// called by a subscriber.
+// Wait returns once no subscriber of a closed client is running. If ctx ends
+// first, the error names one that still is. It must not be called by a
+// subscriber.
 func (b *Bus) Wait(ctx context.Context) error {
 	b.mu.Lock()
 	subs := b.subs

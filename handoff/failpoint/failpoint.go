@@ -3,7 +3,7 @@
 //
 // $ORCHESTRATOR_FAILPOINT names a file that holds a place and an action, such
 // as "candidate.before.healthy kill". The first process that reaches the place
-// removes the file and does it, so that each failure happens once.
+// removes the file and performs the action, so that each failure happens once.
 package failpoint
 
 // Sides of a handoff.

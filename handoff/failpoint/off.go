@@ -2,6 +2,6 @@
 
 package failpoint
 
-// At does nothing in this build. Its result tells whether the message that is
-// about to be sent shall be replaced by garbage.
+// At does nothing in this build. garbage reports whether to replace the message
+// that is about to be sent with garbage.
 func At(side, when, what string) (garbage bool) { return false }

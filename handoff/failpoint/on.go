@@ -12,13 +12,13 @@ import (
 
 var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
 
-// At fails if the file says so. Its result tells whether the message that is
-// about to be sent shall be replaced by garbage.
+// At performs the action if the file names this place. garbage reports whether
+// to replace the message that is about to be sent with garbage.
 //
 // The actions are exit0, exit1, kill, hang (this goroutine only), stop (the
-// whole process, until somebody continues it), garbage, term=PID, which tells
-// another process to stop and goes on, and files=N, which leaves this process
-// that many descriptors to open and goes on.
+// whole process, until it is continued), garbage, term=PID, which asks another
+// process to stop and goes on, and files=N, which lets this process open only N
+// more descriptors and goes on.
 func At(side, when, what string) (garbage bool) {
 	if file == "" {
 		return false
@@ -45,7 +45,7 @@ func At(side, when, what string) (garbage bool) {
 		continued := make(chan os.Signal, 1)
 		signal.Notify(continued, syscall.SIGCONT)
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		<-continued // the stop reaches this thread at some moment
+		<-continued // the stop reaches this thread only a moment later
 	case "garbage":
 		return true
 	case "term":

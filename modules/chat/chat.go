@@ -1,6 +1,6 @@
-// Package chat is a module in which each line that a client sends reaches
-// every other client. It shows live connections that survive: clients stay
-// connected through any number of reloads and miss no line.
+// Package chat is a module that passes each line from a client to every other
+// client. It shows live connections that survive: clients stay connected
+// through any number of reloads and miss no line.
 package chat
 
 import (
@@ -13,7 +13,7 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// patience is how long a client may take nothing before it is cut off.
+// patience is how long a write to a client may block before it is disconnected.
 const patience = 5 * time.Second
 
 // Chat passes lines on. Its clients connect to the module's listen address.
@@ -24,7 +24,7 @@ type Chat struct {
 
 var _ modules.ConnHandler = (*Chat)(nil)
 
-// New makes the module, with nobody in it.
+// New makes the module, without clients.
 func New() modules.Module { return &Chat{clients: map[modules.Conn]struct{}{}} }
 
 // Initialize has nothing to do.
@@ -33,7 +33,7 @@ func (c *Chat) Initialize(context.Context, *eventbus.Bus, modules.Config) error 
 // Shutdown has nothing to give back: connections are the framework's.
 func (c *Chat) Shutdown(context.Context) error { return nil }
 
-// HandleConn is one client's stay.
+// HandleConn serves one client.
 func (c *Chat) HandleConn(_ context.Context, conn modules.Conn) error {
 	c.mu.Lock()
 	c.clients[conn] = struct{}{}
@@ -41,7 +41,7 @@ func (c *Chat) HandleConn(_ context.Context, conn modules.Conn) error {
 	for {
 		line, err := conn.ReadLine()
 		if err != nil {
-			if !errors.Is(err, modules.ErrMoving) { // who moves is still there for the others
+			if !errors.Is(err, modules.ErrMoving) { // a client that moves stays in the chat
 				c.leave(conn)
 			}
 			return err
@@ -50,7 +50,7 @@ func (c *Chat) HandleConn(_ context.Context, conn modules.Conn) error {
 	}
 }
 
-// tell passes a line on to everybody else.
+// tell passes a line on to every other client.
 func (c *Chat) tell(from modules.Conn, line string) {
 	c.mu.Lock()
 	others := make([]modules.Conn, 0, len(c.clients))

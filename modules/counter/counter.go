@@ -34,7 +34,7 @@ func New() modules.Module { return &Counter{} }
 // State is the number.
 func (c *Counter) State() modules.State { return modules.State{Version: 1, Value: &c.state} }
 
-// Initialize has nothing to do: the number has been restored before.
+// Initialize has nothing to do: the number is already restored.
 func (c *Counter) Initialize(context.Context, *eventbus.Bus, modules.Config) error { return nil }
 
 // Shutdown has nothing to give back.

@@ -1,6 +1,6 @@
 // Package kv is a module that keeps keys and values in a file that only one
-// process can hold. It shows why the old module's Shutdown comes before the
-// new one's Initialize.
+// process can hold. It shows why the old module's Shutdown comes before the new
+// one's Initialize.
 package kv
 
 import (
@@ -42,7 +42,7 @@ var _ http.Handler = (*KV)(nil)
 // New makes the module.
 func New() modules.Module { return &KV{} }
 
-// Initialize opens the file, and makes it and its folder if there is none.
+// Initialize opens the file. It makes the file and its folder if there is none.
 func (k *KV) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.Config) error {
 	s := settings{Path: "kv.db"}
 	if err := cfg.Decode(&s); err != nil {
@@ -69,7 +69,7 @@ func (k *KV) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.Config
 	})
 }
 
-// Shutdown lets go of the file.
+// Shutdown closes the file.
 func (k *KV) Shutdown(context.Context) error {
 	if k.db == nil {
 		return nil
@@ -100,7 +100,7 @@ func (k *KV) get(w http.ResponseWriter, key string) {
 	var value []byte
 	err := k.db.View(func(tx *bbolt.Tx) error {
 		if v := tx.Bucket(bucket).Get([]byte(key)); v != nil {
-			value = append(make([]byte, 0, len(v)), v...) // v ends with the transaction
+			value = append(make([]byte, 0, len(v)), v...) // v is valid only within the transaction
 		}
 		return nil
 	})

@@ -13,8 +13,8 @@ var (
 	// rollback or the failed build, for each module that was to change.
 	ModuleReloadFailed = eventbus.NewTopic[Module]("module.reload_failed")
 
-	// ModuleRolledBack is published in the old generation when a new one
-	// failed after its commit: what that one did since then is lost.
+	// ModuleRolledBack is published in the old generation when a new one failed
+	// after its commit: what modules did since the commit is lost.
 	ModuleRolledBack = eventbus.NewTopic[Module]("module.rolled_back")
 
 	// AppReloaded is published once per successful reload, after ModuleReloaded.
@@ -24,7 +24,7 @@ var (
 	AppReloadFailed = eventbus.NewTopic[App]("app.reload_failed")
 )
 
-// Module tells what a reload meant for one module.
+// Module says what a reload meant for one module.
 type Module struct {
 	Name       string `json:"name"`
 	Generation int    `json:"generation"`      // the generation that was reached or tried
@@ -32,17 +32,17 @@ type Module struct {
 	Error      string `json:"error,omitempty"`
 }
 
-// App tells how a reload went as a whole.
+// App says how a reload went as a whole.
 type App struct {
 	Generation int      `json:"generation"` // the generation that was reached or tried
 	Outcome    string   `json:"outcome"`
-	Modules    []string `json:"modules"` // the changed ones
+	Modules    []string `json:"modules"` // names of the modules that changed
 	Stage      string   `json:"stage,omitempty"`
 	Error      string   `json:"error,omitempty"`
 
-	PauseMS   float64 `json:"pause_ms"`  // in which no request was answered
-	Held      int     `json:"held"`      // connections that waited meanwhile
-	Moved     int     `json:"moved"`     // connections that went to the new generation
-	Forwarded int     `json:"forwarded"` // connections that stay, whose requests are forwarded
-	Cancelled int     `json:"cancelled"` // requests and connections that were ended
+	PauseMS   float64 `json:"pause_ms"`  // time in which no request was answered
+	Held      int     `json:"held"`      // connections that waited during the pause
+	Moved     int     `json:"moved"`     // connections that moved to the new generation
+	Forwarded int     `json:"forwarded"` // connections that stay; their requests are forwarded
+	Cancelled int     `json:"cancelled"` // requests and connections that were cancelled
 }

@@ -44,13 +44,14 @@ func New(t testing.TB) *Bus {
 	return b
 }
 
-// Publish appends an event to the timeline, in the name of some other module.
+// Publish appends an event to the timeline, as another module would.
 func Publish[T any](b *Bus, topic eventbus.Topic[T], data T) {
 	eventbus.Publish(b.Client("eventbustest"), topic, data)
 }
 
-// Expect returns the next event of a topic, and waits for it if need be. Events
-// of other topics stay. It fails the test at once if none comes in time.
+// Expect returns the next event of a topic, and waits for it if necessary.
+// Events of other topics are kept. If none comes within [Patience], it fails
+// the test at once.
 func Expect[T any](b *Bus, topic eventbus.Topic[T]) T {
 	b.t.Helper()
 	late := time.After(Patience)
@@ -67,7 +68,7 @@ func Expect[T any](b *Bus, topic eventbus.Topic[T]) T {
 	}
 }
 
-// Left returns the events that nobody has expected, and forgets them.
+// Left returns and discards the events that Expect has not returned.
 func (b *Bus) Left() []eventbus.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -39,7 +39,7 @@ func TestExpect(t *testing.T) {
 	}
 }
 
-// TestExpect_nothing fails the test, after some patience.
+// TestExpect_nothing fails the test, after Patience.
 func TestExpect_nothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failing := &reporter{TB: t}

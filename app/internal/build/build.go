@@ -22,7 +22,7 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// CompileError is what the compiler or the linker complained about, complete.
+// CompileError is the complete output of a compiler or linker that failed.
 type CompileError struct{ Output string }
 
 func (e *CompileError) Error() string { return e.Output }
@@ -33,28 +33,28 @@ type Builder interface {
 	// folder of the module.
 	Inputs(ctx context.Context) (*sources.Inputs, error)
 
-	// Build makes the binary. A mistake in the sources is a [*CompileError];
-	// when ctx ends nothing of the build is left running. note says what
-	// people may want to know of how it was done, or is "".
+	// Build makes the binary. A mistake in the sources is a [*CompileError].
+	// When ctx ends, nothing of the build is left running. note says what
+	// people may want to know about how it was built, or is "".
 	Build(ctx context.Context, job Job) (note string, err error)
 
-	// Close ends what goes on between builds and waits for it.
+	// Close ends the work between builds and waits for it.
 	Close()
 }
 
 // Job is one build.
 type Job struct {
 	Out     string            // where the binary goes
-	Sources *sources.Snapshot // what the sources say; the caller discards a build if they said something else afterwards
-	Overlay map[string]string // files to read instead of others, by absolute path; nil for none
+	Sources *sources.Snapshot // content of the sources; the caller discards the build if they change meanwhile
+	Overlay map[string]string // files to read instead, by the absolute path of the original; nil for none
 }
 
 // Go builds with the go command.
 type Go struct {
 	Package string // import path or ./path of the main package
-	TempDir string // for the go command's work, wiped by New
+	TempDir string // for the go command's work; NewGo wipes it
 	Run     proc.Runner
-	Flags   []string // for the go command, beside its own
+	Flags   []string // flags for the go command, beside its own
 	Debug   bool     // keep what debuggers need
 	root    string
 }
@@ -84,7 +84,8 @@ func NewGo(ctx context.Context, pkg, tempDir string, run proc.Runner) (*Go, erro
 	return b, nil
 }
 
-// Build runs go build. A killed one leaves its work behind, so that is wiped.
+// Build runs go build. A killed go command leaves its work behind, so that is
+// wiped.
 func (b *Go) Build(ctx context.Context, job Job) (note string, err error) {
 	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
 		return "", fmt.Errorf("build: make the temporary directory: %w", err)
@@ -128,7 +129,7 @@ func (b *Go) wipe() {
 	}
 }
 
-// listed is what go list tells of a package.
+// listed is a package as go list describes it.
 type listed struct {
 	ImportPath string
 	Name       string
@@ -152,13 +153,13 @@ func (p *listed) files() []string {
 	return slices.Concat(p.GoFiles, p.CgoFiles, p.CFiles, p.CXXFiles, p.MFiles, p.HFiles, p.FFiles, p.SFiles, p.SwigFiles, p.SwigCXXFiles, p.SysoFiles, p.EmbedFiles)
 }
 
-// immutable tells whether a package is the standard library's, or in the
-// module cache. root is the directory of the main module.
+// immutable reports whether a package belongs to the standard library or is in
+// the module cache. root is the directory of the main module.
 func (p *listed) immutable(root string) bool {
 	return p.Standard || p.Module != nil && !p.Module.Main && p.Module.Version != "" && (p.Module.Replace == nil || p.Module.Replace.Version != "") && !strings.HasPrefix(p.Dir, root+string(filepath.Separator))
 }
 
-// Inputs asks go list.
+// Inputs implements [Builder]. It asks go list.
 func (b *Go) Inputs(ctx context.Context) (*sources.Inputs, error) {
 	fields := "ImportPath,Name,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports,FFiles,MFiles,SwigFiles,SwigCXXFiles"
 	args := append([]string{"go", "list", "-e", "-deps", "-json=" + fields}, b.Flags...)
@@ -219,12 +220,12 @@ func (b *Go) Inputs(ctx context.Context) (*sources.Inputs, error) {
 	return in, nil
 }
 
-// modFiles says what the module is made of. Some may yet come.
+// modFiles returns the files that define the module. Some may not exist yet.
 func (b *Go) modFiles() []string {
 	return []string{filepath.Join(b.root, "go.mod"), filepath.Join(b.root, "go.sum"), filepath.Join(b.root, "go.work")}
 }
 
-// everything is each folder of the module that may have a package in it.
+// everything returns every folder of the module that may have a package in it.
 func (b *Go) everything() *sources.Inputs {
 	in := &sources.Inputs{Root: b.root, Packages: map[string]sources.Package{}, Files: b.modFiles()}
 	filepath.WalkDir(b.root, func(path string, e fs.DirEntry, err error) error {

@@ -22,39 +22,40 @@ import (
 )
 
 // Direct builds with the compiler and the linker alone, which saves the go
-// command's bookkeeping: it compiles exactly the packages that changed, and
-// those that import one whose exported part changed, and links. What comes out
-// is what go build would give, byte for byte but for the build ID.
+// command's bookkeeping: it compiles exactly the packages that changed and
+// those that import a package with a changed exported part, and links. The
+// result is what go build would give, byte for byte except for the build ID.
 //
-// It knows the packages from go list, asked in the background after a go
-// build. Whatever it does not fully understand goes through go build: changed
-// imports, files that come and go, build constraints, cgo, assembly, embedded
-// files, PGO, modules, other flags. The sources decide each time, by their
-// content, so nothing that was missed makes it stale.
+// It gets the packages from a listing (go list), made in the background after a
+// go build. Whatever it does not fully understand goes through go build:
+// changed imports, files that appear or disappear, build constraints, cgo,
+// assembly, embedded files, PGO, modules, other flags. Each build looks at the
+// content of the sources, so a change that was missed cannot make it stale.
 type Direct struct {
 	*Go
-	dir      string       // of object files
-	building sync.Mutex   // held by a build
-	objects  atomic.Int64 // how many there were
+	dir      string       // folder of object files
+	building sync.Mutex   // held during a build
+	objects  atomic.Int64 // number of files made in dir, which names the next
 	tasks    sync.WaitGroup
 	cancel   context.CancelFunc                   // of the tasks
 	do       func(task func(ctx context.Context)) // as a task
 
 	mu         sync.Mutex // guards the fields below
-	graph      *graph     // in use by builds; nil: not known yet
-	fresh      *graph     // for the next build
-	off        string     // why it is of no use here; "" if it is
+	graph      *graph     // packages in use by builds; nil: not known yet
+	fresh      *graph     // packages for the next build
+	off        string     // why direct builds are of no use here; "" if they are
 	why        string     // why the packages are not known
-	mismatches int        // how often another binary came out than go build's
-	modinfo    string     // of the last go build
-	checked    bool       // a build of its own was compared with go build's
-	asking     bool       // the packages are being asked for
+	mismatches int        // how often the binary differed from go build's
+	modinfo    string     // module information of the last go build
+	checked    bool       // a direct build was compared with go build's
+	asking     bool       // a listing is under way
 }
 
 var _ Builder = (*Direct)(nil)
 
-// NewDirect returns a builder that takes short cuts where b would go the whole
-// way. It keeps object files in dir, which it wipes. Close it.
+// NewDirect returns a builder that builds directly where it can and uses b
+// otherwise. It keeps object files in dir, which it wipes. The caller must
+// close it.
 func NewDirect(b *Go, dir string) (*Direct, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, fmt.Errorf("build: wipe the folder of objects: %w", err)
@@ -63,7 +64,7 @@ func NewDirect(b *Go, dir string) (*Direct, error) {
 		return nil, fmt.Errorf("build: make a folder for objects: %w", err)
 	}
 	d := &Direct{Go: b, dir: sources.Absolute(dir)}
-	ctx, cancel := context.WithCancel(context.Background()) // of what goes on between builds
+	ctx, cancel := context.WithCancel(context.Background()) // for the work between builds
 	d.cancel = cancel
 	d.do = func(task func(context.Context)) { d.tasks.Go(func() { task(ctx) }) }
 	return d, nil
@@ -78,7 +79,7 @@ func (d *Direct) Close() {
 	d.tasks.Wait()
 }
 
-// errUseless is for what does not change while the program runs.
+// errUseless is for reasons that do not change while the program runs.
 var errUseless = errors.New("direct builds are of no use here")
 
 // notDirectError says why a build goes through go build.
@@ -126,8 +127,8 @@ func (d *Direct) Build(ctx context.Context, job Job) (note string, err error) {
 	return note, nil
 }
 
-// learn asks for the packages in the background, after a build to out that
-// began then.
+// learn makes a listing in the background, after a build to out that began at
+// began.
 func (d *Direct) learn(out string, began time.Time) {
 	sum, err := sumOf(out)
 	if err != nil {
@@ -141,7 +142,7 @@ func (d *Direct) learn(out string, began time.Time) {
 	}
 	d.modinfo = modinfo
 	if d.off != "" || d.asking {
-		return // the next build asks again
+		return // the next build makes another listing
 	}
 	d.asking = true
 	checked := d.checked
@@ -155,7 +156,7 @@ func (d *Direct) learn(out string, began time.Time) {
 		d.asking = false
 		var not *notDirectError
 		switch {
-		case d.off != "" || modinfo != d.modinfo: // of other modules than those built meanwhile
+		case d.off != "" || modinfo != d.modinfo: // it lists other modules than those built meanwhile
 			g.forget(d.dir)
 		case errors.Is(err, errUseless):
 			d.off = err.Error()
@@ -171,30 +172,29 @@ func (d *Direct) learn(out string, began time.Time) {
 	})
 }
 
-// unit is a package as it was compiled last.
+// unit is a package as it was last compiled.
 type unit struct {
 	listed
 	local        bool
-	needsGoBuild string                 // why a change of it goes through go build
-	names        []string               // what a build may read in its folder
-	imports      map[string][]string    // of each file
-	source       [sha256.Size]byte      // of the files that object was compiled from
-	sums         map[string]sources.Sum // of each file that object was compiled from
-	hasDirective map[string]bool        // files that had a directive then
-	depends      [sha256.Size]byte      // of what its imports export
-	export       [sha256.Size]byte      // of what it exports
-	object       string                 // file; "" if it has to be compiled
+	needsGoBuild string                 // why a change of it goes through go build; "" if it need not
+	names        []string               // files in its folder that a build may read
+	imports      map[string][]string    // imports of each file
+	source       [sha256.Size]byte      // hash of the files that object was compiled from
+	sums         map[string]sources.Sum // hash of each file that object was compiled from
+	hasDirective map[string]bool        // files that had a directive when object was compiled
+	depends      [sha256.Size]byte      // hash of what its imports export
+	export       [sha256.Size]byte      // hash of what it exports
+	object       string                 // object file; "" if it has to be compiled
 }
 
-// candidates names the files of a package that a build reads, or may read once
-// their constraints hold. Tests that are left out for such a reason are not
-// among them.
+// candidates returns the files of a package that a build reads, or may read
+// once their constraints hold, but not the tests that constraints exclude.
 func (u *unit) candidates() []string {
 	ignored := slices.DeleteFunc(slices.Concat(u.IgnoredGoFiles, u.IgnoredOtherFiles), func(name string) bool { return !sources.Compiled(name) })
 	return append(u.files(), ignored...)
 }
 
-// sourceIn identifies what the files of a package say in snap.
+// sourceIn returns a hash of the package's files as they are in snap.
 func (u *unit) sourceIn(snap *sources.Snapshot) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
 	for _, name := range u.candidates() {
@@ -208,17 +208,17 @@ func (u *unit) sourceIn(snap *sources.Snapshot) (sum [sha256.Size]byte, err erro
 	return sum, nil
 }
 
-// namesIn lists what a build may read of the package's folder, and what it may
+// namesIn lists the files in the package's folder that a build may read or
 // embed.
 func (u *unit) namesIn(snap *sources.Snapshot) []string {
 	return snap.Names(u.Dir, u.EmbedPatterns)
 }
 
-// directives of files that the compiler alone does not understand. The others
-// that begin with //go: are the compiler's.
+// directives lists the ones that the compiler alone does not understand. All
+// others that begin with //go: are the compiler's.
 var directives = []string{"//go:build", "+build", "//go:embed", "//go:debug", "//go:linkname", "//go:cgo_", "//go:wasm", "//export "}
 
-// directive is the first one in a file, "" if there is none.
+// directive returns a directive that a file contains, "" if there is none.
 func directive(data []byte) string {
 	for _, d := range directives {
 		if bytes.Contains(data, []byte(d)) {
@@ -257,11 +257,11 @@ func (u *unit) understood(snap *sources.Snapshot) error {
 	return nil
 }
 
-// importsOf is the sorted imports of a file, and its package's name.
+// importsOf returns the imports of a file and its package clause, sorted.
 func importsOf(name string, data []byte) ([]string, error) {
 	f, err := parser.ParseFile(token.NewFileSet(), name, data, parser.ImportsOnly)
 	if err != nil {
-		return nil, err // the compiler will say
+		return nil, err // the compiler will report it
 	}
 	imports := []string{"package " + f.Name.Name}
 	for _, spec := range f.Imports {
@@ -303,7 +303,7 @@ func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
 		states = append(states, state{u, sum})
 	}
 	var complaints []string
-	broken := map[string]bool{} // packages that do not compile, or import one
+	broken := map[string]bool{} // packages that do not compile, or import one that does not
 	for _, s := range states {
 		if slices.ContainsFunc(s.u.Imports, func(path string) bool { return broken[g.resolve(s.u, path)] }) {
 			broken[s.u.ImportPath] = true
@@ -331,7 +331,7 @@ func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
 	return g.link(ctx, d, job.Out)
 }
 
-// depends is what a package's imports export.
+// depends returns a hash of what a package's imports export.
 func (g *graph) depends(u *unit) (sum [sha256.Size]byte) {
 	h := sha256.New()
 	for _, path := range u.Imports {
@@ -345,7 +345,7 @@ func (g *graph) depends(u *unit) (sum [sha256.Size]byte) {
 	return sum
 }
 
-// forget removes the object files that are this builder's own.
+// forget removes the object files that this builder made.
 func (g *graph) forget(dir string) {
 	if g == nil {
 		return

@@ -39,7 +39,7 @@ func run(ctx context.Context, c proc.Command) ([]byte, error) {
 // which an edit may change.
 type tree struct {
 	constant, inlined, body, generic, field, blank, use, embedded, tag int
-	wide, stale                                                        bool // Big has two parameters; its caller does not know
+	wide, stale                                                        bool // Big has two parameters; its caller was not changed with it
 	extra, renamed, importsA, nonsense                                 bool
 }
 
@@ -107,7 +107,7 @@ func Gen[V any](v V) string { return fmt.Sprint(v, %d) }
 
 // edit changes one thing, or a few.
 func (s tree) edit(r *rand.Rand) tree {
-	s.stale, s.nonsense = false, false // mistakes are mended by the next edit
+	s.stale, s.nonsense = false, false // the next edit repairs mistakes
 	for range 1 + r.IntN(3)/2 {
 		switch n := r.IntN(1000); r.IntN(17) {
 		case 0, 1:
@@ -144,7 +144,7 @@ func (s tree) edit(r *rand.Rand) tree {
 	return s
 }
 
-// write makes the files in the working directory what they should be.
+// write replaces the files old in the working directory with now.
 func write(t *testing.T, old, now map[string]string) {
 	t.Helper()
 	for name := range old {
@@ -182,9 +182,9 @@ func newDirect(t *testing.T) (*build.Direct, *build.Go) {
 	return d, b
 }
 
-// TestRandomEdits edits a program in all the ways there are and compares each
-// direct build with that of the go command: the same binary, or the same
-// complaints. $EDITS is how many edits, $SEED which.
+// TestRandomEdits makes random edits of every kind and compares each direct
+// build with the go command's: the same binary, or the same complaints. $EDITS
+// is the number of edits, $SEED the seed.
 func TestRandomEdits(t *testing.T) {
 	edits, seed := 40, uint64(time.Now().UnixNano())
 	if n, err := strconv.Atoi(os.Getenv("EDITS")); err == nil {
@@ -223,7 +223,7 @@ func TestRandomEdits(t *testing.T) {
 			direct++
 		} else {
 			reasons[note]++
-			d.Learned() // as it will have, when somebody edits
+			d.Learned() // as it has by the time somebody edits
 		}
 		s = s.edit(r)
 		next := s.files()
@@ -238,6 +238,6 @@ func TestRandomEdits(t *testing.T) {
 
 // job is a build of what the sources say now.
 func job(d *build.Direct, out string) build.Job {
-	in, _ := d.Inputs(context.Background()) // after an error it is all there may be
+	in, _ := d.Inputs(context.Background()) // after an error it is a superset
 	return build.Job{Out: out, Sources: sources.Take(in.Set())}
 }

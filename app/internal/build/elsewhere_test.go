@@ -14,8 +14,8 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// TestDirectWithSettings edits, under several flags and layouts of modules, a
-// package that others import: the direct build is that of go build.
+// TestDirectWithSettings edits a package that others import, under several
+// flags and layouts of modules: the direct build equals that of go build.
 func TestDirectWithSettings(t *testing.T) {
 	const (
 		main  = "package main\n\nimport \"edits/lib\"\n\nfunc main() { println(lib.Text(), lib.Tagged) }\n"
@@ -109,7 +109,7 @@ func TestDirectWithSettings(t *testing.T) {
 	}
 }
 
-// with is files and one more.
+// with returns files and one more.
 func with(files map[string]string, name, text string) map[string]string {
 	more := map[string]string{name: text}
 	for n, t := range files {
@@ -155,8 +155,8 @@ func TestABuildThatIsCancelledLeavesNothingStale(t *testing.T) {
 	}
 }
 
-// TestWhatWasLeftOutIsNoticed changes files that a build does not read, so that
-// it does, and takes away what a direct build needs: it is never stale.
+// TestWhatWasLeftOutIsNoticed changes files so that a build begins to read
+// them, and removes what a direct build needs: no build is stale.
 func TestWhatWasLeftOutIsNoticed(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -1,7 +1,7 @@
 package build
 
-// Learned waits until what a go build has begun in the background is done.
+// Learned waits for the listing that a go build has begun in the background.
 func (d *Direct) Learned() { d.tasks.Wait() }
 
-// Objects is the folder of object files.
+// Objects returns the folder of object files.
 func (d *Direct) Objects() string { return d.dir }

@@ -18,8 +18,8 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// graph is the packages of a program as go list tells them, with the object
-// files that they were compiled to.
+// graph is the packages of a program as go list describes them, with their
+// object files.
 type graph struct {
 	env      goEnv
 	root     string // working directory
@@ -27,17 +27,16 @@ type graph struct {
 	modinfo  string // what go build links in about modules and flags
 	modules  [sha256.Size]byte
 	inputs   *sources.Inputs
-	snap     *sources.Snapshot // what is being built, or was listed
+	snap     *sources.Snapshot // the sources being built, or those of the listing
 	main     *unit
-	local    []*unit // those that may change, imports first
+	local    []*unit // packages that may change, imports first
 	units    map[string]*unit
 }
 
-// goEnv is what the go command passes to its tools.
+// goEnv is the go command's settings that matter to its tools.
 type goEnv struct{ GOROOT, GOTOOLDIR, GOVERSION, GOFLAGS, GOOS, GOARCH, CC, GOEXPERIMENT, GO386, GOAMD64, GOARM, GOARM64, GOMIPS, GOMIPS64, GOPPC64, GORISCV64, GOWASM, GOFIPS140, GOENV string }
 
-// load asks for the packages. They are those of the sources at one moment, or
-// it is an error.
+// load makes a listing. It fails if the sources do not stay the same during it.
 func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 	g := &graph{modinfo: modinfo, units: map[string]*unit{}}
 	g.root, _ = os.Getwd()
@@ -87,10 +86,10 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 	}
 	for _, u := range g.local {
 		u.depends = g.depends(u)
-		if g.changedIn(u, before) { // the object may be of either
+		if g.changedIn(u, before) { // the object may be of the old or the new content
 			u.object, u.source = "", [sha256.Size]byte{}
 			for name := range u.hasDirective {
-				if u.hasDirective[name] { // it may decide which files there are
+				if u.hasDirective[name] { // a directive may decide which files there are
 					return nil, errors.New("build: the sources changed while they were listed")
 				}
 			}
@@ -102,8 +101,8 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 	return g, nil
 }
 
-// changedIn reports whether a file of the package, or one that came or went
-// beside it, differs between before and the listed sources.
+// changedIn reports whether a file of the package differs between before and
+// the listed sources, or one appeared or disappeared beside it.
 func (g *graph) changedIn(u *unit, before *sources.Snapshot) bool {
 	if !slices.Equal(u.namesIn(before), u.names) {
 		return true
@@ -112,8 +111,8 @@ func (g *graph) changedIn(u *unit, before *sources.Snapshot) bool {
 	return err != nil || sum != u.source
 }
 
-// flags tells which of the go command's flags are in use, and refuses those
-// that change more than this package knows of.
+// flags records which of the go command's flags are in use, and refuses those
+// that change more than this package handles.
 func (g *graph) flags(d *Direct) error {
 	for _, f := range slices.Concat(strings.Fields(g.env.GOFLAGS), d.Flags) {
 		name, _, _ := strings.Cut(strings.TrimLeft(f, "-"), "=")
@@ -135,7 +134,7 @@ func (g *graph) flags(d *Direct) error {
 	return nil
 }
 
-// add makes a package of the list part of the graph.
+// add adds a listed package to the graph.
 func (g *graph) add(u *unit) error {
 	g.units[u.ImportPath] = u
 	u.object = u.Export
@@ -175,11 +174,11 @@ func (g *graph) add(u *unit) error {
 	return err
 }
 
-// note remembers what the object is compiled from. Of files that are as they
-// were it knows already.
+// note records what the object is compiled from. Files that have not changed
+// are not read again.
 func (u *unit) note(snap *sources.Snapshot) error {
 	source, err := u.sourceIn(snap)
-	if err != nil { // for the moment: this is about the list, not about a build
+	if err != nil { // not a notDirectError: only the listing is out of date
 		return fmt.Errorf("build: the sources changed while they were listed: %v", err)
 	}
 	sums, marked, imports := map[string]sources.Sum{}, map[string]bool{}, map[string][]string{}
@@ -205,8 +204,8 @@ func (u *unit) note(snap *sources.Snapshot) error {
 	return nil
 }
 
-// importsMatch tells, by an error, whether the files do not import what the
-// list says: they have changed since.
+// importsMatch returns an error if the files do not import what the listing
+// says, because they have changed since.
 func (u *unit) importsMatch() error {
 	found := map[string]bool{}
 	for name, imports := range u.imports {
@@ -224,8 +223,9 @@ func (u *unit) importsMatch() error {
 	return nil
 }
 
-// moduleFiles identifies what decides which modules there are: go.mod, go.sum
-// and go.work, wherever they are or may come, and the go command's settings.
+// moduleFiles returns a hash of what decides which modules there are: go.mod,
+// go.sum and go.work, wherever they are or may appear, and the go command's
+// settings.
 func (g *graph) moduleFiles() (sum [sha256.Size]byte) {
 	files := append(slices.Clone(g.inputs.Files), filepath.Join(g.inputs.Root, "vendor", "modules.txt"), g.env.GOENV)
 	for dir := g.root; ; dir = filepath.Dir(dir) {
@@ -253,7 +253,8 @@ func (g *graph) moduleFiles() (sum [sha256.Size]byte) {
 	return sum
 }
 
-// neighbours are the go.mod files of the folders that a go.mod or go.work names.
+// neighbours returns the go.mod files of the folders that a go.mod or go.work
+// names.
 func neighbours(file string) (files []string) {
 	if base := filepath.Base(file); base != "go.mod" && base != "go.work" {
 		return nil
@@ -272,7 +273,7 @@ func neighbours(file string) (files []string) {
 	return files
 }
 
-// resolve is the package that an import means in u.
+// resolve returns the package that an import path means in u.
 func (g *graph) resolve(u *unit, path string) string {
 	if mapped, ok := u.ImportMap[path]; ok {
 		return mapped

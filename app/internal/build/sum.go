@@ -10,8 +10,8 @@ import (
 	"os"
 )
 
-// Sum identifies what a binary does: its content without the build IDs, of
-// which the linker of the same sources may write others.
+// Sum identifies what a binary does: it is a hash of its content without the
+// build IDs, which may differ although the sources are the same.
 func Sum(binary string) (string, error) {
 	sum, err := sumOf(binary)
 	if err != nil {

@@ -22,10 +22,10 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// buildID stands in the place of the one that go build computes, as long.
+// buildID takes the place of the one that go build computes, and is as long.
 var buildID = strings.Join([]string{strings.Repeat("d", 20), strings.Repeat("i", 20), strings.Repeat("r", 20), strings.Repeat("t", 20)}, "/")
 
-// environ is what the tools need to know of the go command's settings.
+// environ returns the go command's settings that the tools need.
 func (g *graph) environ(goroot string) []string {
 	e := g.env
 	return []string{
@@ -88,7 +88,7 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, snap *sources.S
 		}
 		return fmt.Errorf("build: compile %s: %w", u.ImportPath, err)
 	}
-	for _, name := range u.candidates() { // or the object may be of something else
+	for _, name := range u.candidates() { // else the object may be of other content
 		if !snap.Holds(filepath.Join(u.Dir, name)) {
 			return notDirect("the sources changed during the build")
 		}
@@ -104,8 +104,8 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, snap *sources.S
 	return nil
 }
 
-// outdated tells why a failure of the compiler may not be the sources' fault:
-// the go command cleans its cache, and may be replaced.
+// outdated returns why a failure of the compiler may not be the sources' fault,
+// or "": the go command cleans its cache, and may be replaced.
 func (g *graph) outdated(u *unit, exit *proc.ExitError) string {
 	for _, path := range u.Imports {
 		dep := g.units[g.resolve(u, path)]
@@ -122,7 +122,7 @@ func (g *graph) outdated(u *unit, exit *proc.ExitError) string {
 	return ""
 }
 
-// short is path as go build would name it.
+// short returns path as go build would name it.
 func (g *graph) short(path string) string {
 	if rel, err := filepath.Rel(g.root, path); err == nil && len(rel) < len(path) && !strings.HasPrefix(rel, "..") {
 		return "." + string(filepath.Separator) + rel
@@ -130,7 +130,7 @@ func (g *graph) short(path string) string {
 	return path
 }
 
-// complaint is the compiler's output as go build shows it.
+// complaint returns the compiler's output as go build shows it.
 func complaint(out []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	for i := range lines {
@@ -139,7 +139,7 @@ func complaint(out []byte) string {
 	return strings.Join(lines, "\n")
 }
 
-// link makes the program.
+// link links the program to out.
 func (g *graph) link(ctx context.Context, d *Direct, out string) error {
 	var cfg strings.Builder
 	for path, u := range g.units {
@@ -177,8 +177,8 @@ func (g *graph) link(ctx context.Context, d *Direct, out string) error {
 	return nil
 }
 
-// check compares what comes out with what a go build, begun then, gave for the
-// same sources.
+// check compares a direct build with the go build of the same sources that
+// began at began; want is the hash of its binary.
 func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, began time.Time) error {
 	again := errors.New("build: the sources changed during the check")
 	for _, u := range g.local {
@@ -213,7 +213,8 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 	return nil
 }
 
-// exportOf identifies the exported part of an object file, without its build ID.
+// exportOf returns a hash of the exported part of an object file, without its
+// build ID.
 func exportOf(object string) (sum [sha256.Size]byte, err error) {
 	f, err := os.Open(object)
 	if err != nil {
@@ -250,7 +251,8 @@ func exportOf(object string) (sum [sha256.Size]byte, err error) {
 	return sum, nil
 }
 
-// modinfoOf is what go build has linked into a binary about modules and flags.
+// modinfoOf returns what go build has linked into a binary about modules and
+// flags.
 func modinfoOf(binary string) (string, error) {
 	info, err := buildinfo.ReadFile(binary)
 	if err != nil {

@@ -1,11 +1,11 @@
 // Package console writes lines for people without making the writer wait for
 // them.
 //
-// A terminal after Ctrl-S, a dead ssh session and a blocked log driver take
-// nothing, for hours perhaps. A [Writer] gives each write a moment; what has not
-// been taken by then is queued, and a goroutine passes it on. When the queue is
-// full, writes are dropped, and counted. While somebody reads, a line is out
-// when its write returns, so that a crash does not swallow the last ones.
+// A terminal after Ctrl-S, a dead ssh session and a blocked log driver accept
+// nothing, perhaps for hours. A [Writer] gives each write a moment; after that
+// the write is queued, and a goroutine passes it on. When the queue is full,
+// writes are dropped and counted. While somebody reads, a line has been written
+// when its Write returns, so that a crash does not swallow the last lines.
 package console
 
 import (
@@ -32,14 +32,14 @@ type Writer struct {
 	mu      sync.Mutex // guards the fields below
 	queue   [][]byte
 	size    int
-	dropped int           // writes since the last one that found room
+	dropped int           // writes dropped since the last one that found room
 	empty   chan struct{} // closed when the queue has been written; nil if it is empty
 }
 
 // New returns a Writer to w. There must be one per destination.
 func New(w io.Writer) *Writer { return &Writer{to: w} }
 
-// Write passes p on, which should be whole lines.
+// Write passes on p, which should be whole lines.
 func (c *Writer) Write(p []byte) (int, error) {
 	if empty := c.push(p); empty != nil {
 		select {
@@ -50,8 +50,8 @@ func (c *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// push queues p. Its result is not nil if nothing was queued before: it is
-// closed when p has been written.
+// push queues p. If nothing was queued before, it returns a channel that is
+// closed when p has been written, else nil.
 func (c *Writer) push(p []byte) (empty <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -74,7 +74,7 @@ func (c *Writer) addLocked(p []byte) {
 	c.size += len(p)
 }
 
-// noticeLocked says what is missing.
+// noticeLocked queues a notice of the writes that were dropped.
 func (c *Writer) noticeLocked() {
 	if c.dropped > 0 {
 		c.addLocked(fmt.Appendf(nil, "(%d messages were dropped: nobody was reading)\n", c.dropped))
@@ -90,7 +90,7 @@ func (c *Writer) run() {
 		p := c.queue[0]
 		c.queue = c.queue[1:]
 		c.mu.Unlock()
-		c.to.Write(p) // whoever has closed the other end wants no error either
+		c.to.Write(p) // an error means that the other end is closed: nobody is left to tell
 		c.mu.Lock()
 		c.size -= len(p)
 		if len(c.queue) == 0 {
@@ -102,8 +102,8 @@ func (c *Writer) run() {
 	c.empty = nil
 }
 
-// Flush waits until everything has been written, at most for limit. It reports
-// whether that is so.
+// Flush waits at most limit until everything has been written, and reports
+// whether it has.
 func (c *Writer) Flush(limit time.Duration) bool {
 	c.mu.Lock()
 	empty := c.empty

@@ -12,7 +12,7 @@ import (
 	"example.org/orchestrator/app/internal/console"
 )
 
-// stuck takes nothing until it is opened.
+// stuck accepts nothing until it is opened.
 type stuck struct {
 	open chan struct{}
 	mu   sync.Mutex
@@ -51,8 +51,8 @@ func TestLinesArriveInOrder(t *testing.T) {
 	})
 }
 
-// TestALineIsOutWhenItsWriteReturns, as long as somebody reads: or a crash would
-// swallow it.
+// TestALineIsOutWhenItsWriteReturns, as long as somebody reads: otherwise a
+// crash would swallow it.
 func TestALineIsOutWhenItsWriteReturns(t *testing.T) {
 	out := &stuck{open: make(chan struct{})}
 	close(out.open)
@@ -66,8 +66,8 @@ func TestALineIsOutWhenItsWriteReturns(t *testing.T) {
 	}
 }
 
-// TestNobodyReads writes far more than is kept: only the first write waits, for
-// a moment, and what is missing is told once somebody reads again.
+// TestNobodyReads writes far more than is queued: only the first write waits,
+// for a moment, and a notice says what is missing once somebody reads again.
 func TestNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &stuck{open: make(chan struct{})}
@@ -92,7 +92,7 @@ func TestNobodyReads(t *testing.T) {
 	})
 }
 
-// TestOneLargeMessage is written, however large it is.
+// TestOneLargeMessage is written, whatever its size.
 func TestOneLargeMessage(t *testing.T) {
 	out := &stuck{open: make(chan struct{})}
 	close(out.open)

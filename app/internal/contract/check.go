@@ -19,8 +19,8 @@ func (e *EntryError) Error() string { return "modules: " + e.Module + ": " + e.E
 
 func (e *EntryError) Unwrap() error { return e.Err }
 
-// New makes a value of the module of l called name. A factory that panics or
-// returns nothing is an [*EntryError], as is what [Check] finds.
+// New makes a value of the module called name in l. If the factory panics or
+// returns nothing, or [Check] finds a mistake, the error is an [*EntryError].
 func New(l modules.List, name string) (m modules.Module, err error) {
 	for _, e := range l {
 		if e.Name != name {
@@ -60,10 +60,10 @@ func CheckList(l modules.List) error {
 	return nil
 }
 
-// Check refuses what would go wrong in silence later: a method with the name
-// of an optional part and another signature, which Go takes for not
-// implemented, also when only a pointer to m has it; and a state of which a
-// part would be lost. m must be fresh from its factory.
+// Check refuses what would silently go wrong later: a method with the name of
+// an optional part's method but another signature, which Go treats as not
+// implemented; a part that only a pointer to m has; and a state that would lose
+// some of its content. m must be fresh from its factory.
 func Check(m modules.Module) error {
 	for _, h := range Hooks {
 		if err := checkPart(m, h); err != nil {
@@ -105,7 +105,7 @@ func signature(t reflect.Type) string {
 	return reflect.FuncOf(in, out, t.IsVariadic()).String()
 }
 
-// Package is the import path of the package that defines m.
+// Package returns the import path of the package that defines m.
 func Package(m modules.Module) string {
 	t := reflect.TypeOf(m)
 	for t.Kind() == reflect.Pointer {

@@ -1,6 +1,6 @@
 // Package contract is what the framework knows of the contract of package
-// modules: one table of all hooks, the checks of what authors write, and how a
-// state travels. Authors of modules never see it.
+// modules: one table of all hooks, the checks of what authors write, and the
+// encoding of states. Authors of modules never see it.
 package contract
 
 import (
@@ -13,7 +13,7 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// Order is the order in which a hook of several modules is called.
+// Order is the order in which the same hook of several modules is called.
 type Order string
 
 // All orders.
@@ -33,12 +33,13 @@ const (
 	Serving   Side = "whichever serves"
 )
 
-// Hook is something of a module that the framework calls.
+// Hook is a call that the framework makes into a module, or something it does
+// with what a call has returned.
 type Hook struct {
-	Name     string       // of the method, or of what is done with what it returns
-	Method   string       // that marks the part
+	Name     string       // name of the method, or of what is done with its result
+	Method   string       // method that marks the part
 	Part     reflect.Type // the interface that has the method
-	Stage    string       // of a reload in which it is called; "" for at any time
+	Stage    string       // stage of a reload in which it is called; "" for at any time
 	Order    Order
 	Side     Side
 	Deadline bool // each call is bounded by app.hook_timeout
@@ -66,12 +67,12 @@ var (
 // Hooks is the table, in the order of a module's life.
 var Hooks = []Hook{DependsOn, State, Prepare, RunEnds, Shutdown, Subscribers, Export, Restore, Initialize, Healthy, Run, ServeHTTP, HandleConn}
 
-// Once are the hooks that are called once for all modules together.
+// once names the hooks that are called once for all modules together.
 var once = map[string]bool{RunEnds.Name: true}
 
-// Bound is the longest that n modules may spend in these hooks, each of which
-// takes its whole deadline. It ends a wait for a process whose own deadlines do
-// not.
+// Bound returns the longest time that n modules may spend in these hooks, if
+// each call takes its whole deadline. It bounds the wait for a process that
+// does not keep its own deadlines.
 func Bound(n int, deadline time.Duration, hooks ...Hook) time.Duration {
 	calls := 0
 	for _, h := range hooks {
@@ -87,7 +88,8 @@ func Bound(n int, deadline time.Duration, hooks ...Hook) time.Duration {
 	return time.Duration(calls) * deadline
 }
 
-// InStage is the hooks with a deadline that one side calls in these stages.
+// InStage returns the hooks with a deadline that one side calls in these
+// stages.
 func InStage(side Side, stages ...string) (hooks []Hook) {
 	for _, stage := range stages {
 		for _, h := range Hooks {
@@ -99,7 +101,7 @@ func InStage(side Side, stages ...string) (hooks []Hook) {
 	return hooks
 }
 
-// Table is the hooks as Markdown.
+// Table returns the hooks as Markdown.
 func Table() string {
 	var b strings.Builder
 	b.WriteString("| hook | marked by | called in stage | by | order | deadline | what it is for |\n|---|---|---|---|---|---|---|\n")

@@ -13,7 +13,7 @@ import (
 	"example.org/orchestrator/app/internal/contract"
 )
 
-// TestBound counts the hooks that a process may call one after the other.
+// TestBound counts the hooks that a process may call in sequence.
 func TestBound(t *testing.T) {
 	const n, deadline = 4, time.Second
 	for _, tt := range []struct {

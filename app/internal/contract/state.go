@@ -21,7 +21,7 @@ func Write(s modules.State, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// JSON would have another character in the place of what is not UTF-8.
+	// JSON replaces what is not UTF-8 with another character.
 	if bytes.Contains(data, []byte(`\ufffd`)) {
 		if path, found := notText(reflect.ValueOf(s.Value), ""); found {
 			return fmt.Errorf("state: %s: a string that is not UTF-8 would not survive: store []byte", path)
@@ -75,7 +75,8 @@ func notText(v reflect.Value, path string) (where string, found bool) {
 	return "", false
 }
 
-// Read decodes what [Write] wrote, in some version, into the value of a state.
+// Read decodes a state of some version, as [Write] wrote it, into the value of
+// s.
 func Read(s modules.State, version int, r io.Reader) error {
 	decode := func(v any) error {
 		var err error

@@ -15,14 +15,14 @@ type stateful struct{ value any }
 
 func (s *stateful) State() modules.State { return modules.State{Value: s.value} }
 
-// TestWhatAStateWouldLoseIsRefused at the start of a program, by the names of
+// TestWhatAStateWouldLoseIsRefused at the start of a program, with the names of
 // the fields.
 func TestWhatAStateWouldLoseIsRefused(t *testing.T) {
 	type inner struct{ N int }
 	for _, tt := range []struct {
 		name  string
 		value any
-		want  string // "" is none
+		want  string // "" for no error
 	}{
 		{"plain", &struct {
 			M     int
@@ -89,8 +89,8 @@ func TestLayoutsThatDecodeDifferently(t *testing.T) {
 	}
 }
 
-// TestTextThatJSONCannotCarry is an error that names the field; what only looks
-// like it is carried.
+// TestTextThatJSONCannotCarry is an error that names the field; text that only
+// looks like it is carried.
 func TestTextThatJSONCannotCarry(t *testing.T) {
 	type notes struct {
 		Names []string

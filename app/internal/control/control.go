@@ -1,8 +1,8 @@
-// Package control is what the supervisor and its workers say to each other, and
-// what the supervisor hears from command-line clients.
+// Package control defines what the supervisor and its workers say to each
+// other, and what the supervisor and command-line clients say.
 //
-// Workers report facts; what follows from them is the supervisor's to conclude.
-// Every message is a [Message] on a [wire.Conn].
+// Workers report facts; only the supervisor draws conclusions from them. Every
+// message is a [Message] on a [wire.Conn].
 package control
 
 import (
@@ -12,7 +12,7 @@ import (
 	"example.org/orchestrator/modules/topics"
 )
 
-// Message is everything that is said. Type tells which field counts.
+// Message is any message. Type says which field is used.
 type Message struct {
 	Type string `json:"type"`
 
@@ -33,7 +33,7 @@ type Message struct {
 
 // Types of messages with a client; app/client has the other end.
 const (
-	TypeReload  = "reload"  // from a client: upgrade; answered by an outcome
+	TypeReload  = "reload"  // from a client: reload; answered by an outcome
 	TypeOutcome = "outcome" // to a client
 	TypeEvents  = "events"  // from a client: answered by event messages and an end
 	TypeEnd     = "end"
@@ -45,9 +45,9 @@ const (
 
 // Types of messages to a worker.
 const (
-	TypeKnown    = "known"    // first of all: the worker counts as alive from here
+	TypeKnown    = "known"    // the first message: the worker counts as alive from here
 	TypeUpgrade  = "upgrade"  // to the serving worker: hand over
-	TypeCancel   = "cancel"   // to the serving worker: give the upgrade up, unless committed
+	TypeCancel   = "cancel"   // to the serving worker: give up the upgrade, unless committed
 	TypeExpedite = "expedite" // to a worker that stands by or drains: end that now
 	TypeFailure  = "failure"  // to the serving worker: publish that a reload failed
 	TypeStop     = "stop"     // end gracefully
@@ -56,7 +56,7 @@ const (
 // Types of messages from a worker.
 const (
 	TypeServing = "serving" // it serves now; with a report if it has taken over
-	TypeReport  = "report"  // the upgrade that it was told to do has failed
+	TypeReport  = "report"  // the upgrade that it was told to make has failed
 	TypeStage   = "stage"   // what comes next in an upgrade, and how long it may take
 	TypeFinal   = "final"   // its probation is over
 	TypeDrained = "drained" // it was replaced, and its last connections are gone
@@ -75,18 +75,18 @@ type Upgrade struct {
 	Repair     bool     `json:"repair,omitempty"`     // the same build again
 }
 
-// Report is what a worker knows of an upgrade: facts, not a verdict.
+// Report is what a worker knows about an upgrade: facts, not a verdict.
 type Report struct {
 	Generation int                      `json:"generation"`          // the candidate's
 	TookOver   bool                     `json:"took_over,omitempty"` // the candidate reports: it serves
 	Committed  bool                     `json:"committed,omitempty"` // the old generation reports: the candidate failed after the commit
 	Stage      client.Stage             `json:"stage,omitempty"`     // where it failed
-	Module     string                   `json:"module,omitempty"`    // whose hook failed there, if one did
+	Module     string                   `json:"module,omitempty"`    // module whose hook failed there, if one did
 	Error      string                   `json:"error,omitempty"`
 	Changed    []string                 `json:"changed,omitempty"`  // modules whose code or configuration changed
 	Down       []string                 `json:"down,omitempty"`     // modules that did not start again
 	Lost       []string                 `json:"lost,omitempty"`     // modules whose state is gone
-	Reverted   []string                 `json:"reverted,omitempty"` // modules whose state is that of the commit again
+	Reverted   []string                 `json:"reverted,omitempty"` // modules whose state was reverted to that of the commit
 	StagesMS   map[client.Stage]float64 `json:"stages_ms,omitempty"`
 	Standby    bool                     `json:"standby,omitempty"` // the old generation stands by: probation
 	Held       int                      `json:"held,omitempty"`
@@ -96,7 +96,7 @@ type Report struct {
 	Notes      []string                 `json:"notes,omitempty"`
 }
 
-// Serving is what a worker says of itself once it serves.
+// Serving is what a worker says about itself once it serves.
 type Serving struct {
 	Name      string            `json:"name"`
 	Version   string            `json:"version"`
@@ -109,11 +109,11 @@ type Serving struct {
 
 	RestartOlderBuild bool `json:"restart_older_build,omitempty"`
 
-	Report *Report `json:"report,omitempty"` // of the upgrade that brought it here
+	Report *Report `json:"report,omitempty"` // on the upgrade by which it came to serve
 }
 
-// Failure is a reload that failed, for the modules to hear of. The supervisor
-// has published it already.
+// Failure tells the modules about a failed reload. The supervisor has already
+// published it.
 type Failure struct {
 	App        topics.App `json:"app"`
 	RolledBack bool       `json:"rolled_back,omitempty"` // the generation had taken over
@@ -125,7 +125,7 @@ type Stage struct {
 	LimitMS int64        `json:"limit_ms"` // 0 for none; a worker that says nothing for longer is stuck
 }
 
-// Limit is how long the stage may take, 0 for as long as it likes.
+// Limit returns how long the stage may take, 0 for no limit.
 func (s Stage) Limit() time.Duration { return time.Duration(s.LimitMS) * time.Millisecond }
 
 // Final says how a probation ended.
@@ -134,8 +134,8 @@ type Final struct {
 	Probation  client.Probation `json:"probation"`
 }
 
-// Drained ends the life of a worker whose connections could not all move.
+// Drained reports the end of a worker whose connections could not all move.
 type Drained struct {
-	Generation int `json:"generation"` // that has taken over
-	Closed     int `json:"closed"`     // connections that were still open
+	Generation int `json:"generation"` // the generation that has taken over
+	Closed     int `json:"closed"`     // connections still open at the end of the drain
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // becomeSubreaper makes this process the parent of generations whose own
-// parent, the generation before, has exited.
+// parent, the predecessor, has exited.
 func becomeSubreaper() { unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
 func processAttr(dieWithUs bool) *syscall.SysProcAttr {
@@ -19,6 +19,6 @@ func processAttr(dieWithUs bool) *syscall.SysProcAttr {
 	return attr
 }
 
-// Image is a file with the code that a process runs, also when the file it
+// Image returns a path to the code that a process runs, even when the file it
 // was started from is gone.
 func Image(pid int, _ string) string { return fmt.Sprintf("/proc/%d/exe", pid) }

@@ -18,9 +18,9 @@ type Command struct {
 }
 
 // Runner runs a command in a process group of its own, kills the whole group
-// when ctx ends, and returns what the command wrote to its standard output. A
-// command that fails is an [*ExitError]; one that was killed because ctx ended
-// is ctx's cause. [Reaper.Run] is the real one.
+// when ctx ends, and returns what the command wrote to its standard output. If
+// the command fails the error is an [*ExitError]; if it was killed because ctx
+// ended, it is ctx's cause. [Reaper.Run] is the real one.
 type Runner func(ctx context.Context, c Command) (stdout []byte, err error)
 
 // ExitError is a command that failed.

@@ -25,7 +25,7 @@ import (
 type Reaper struct {
 	start chan startRequest
 
-	mu    sync.Mutex // guards waits and dead; held while a process starts, so that none is reaped unknown
+	mu    sync.Mutex // guards waits and dead; held while a process starts, so that it is not reaped before it is in waits
 	waits map[int]chan Status
 	dead  map[int]Status // how the last few children ended
 }
@@ -46,9 +46,9 @@ type startReply struct {
 	err    error
 }
 
-// NewReaper makes this process the parent of all its descendants whose own
-// parent exits, and begins to reap. Its goroutines are never waited for: they
-// end with the process.
+// NewReaper makes this process the parent of all descendants whose own parent
+// exits, and begins to reap. Nobody waits for its goroutines: they end with the
+// process.
 func NewReaper() *Reaper {
 	r := &Reaper{start: make(chan startRequest), waits: map[int]chan Status{}, dead: map[int]Status{}}
 	becomeSubreaper()
@@ -118,8 +118,7 @@ func statusOf(s syscall.WaitStatus) Status {
 	return Status{Code: s.ExitStatus()}
 }
 
-// Exited returns how a child ended; ok is false if it has not, or if that was
-// long ago.
+// Exited returns how a child ended; ok is false if it has not, or too long ago.
 func (r *Reaper) Exited(pid int) (status Status, ok bool) {
 	r.reap()
 	r.mu.Lock()
@@ -128,7 +127,7 @@ func (r *Reaper) Exited(pid int) (status Status, ok bool) {
 	return status, ok
 }
 
-// Childless reports whether no child is left, of whatever generation.
+// Childless reports whether no child is left, of any generation.
 func (r *Reaper) Childless() bool { return r.reap() }
 
 // Start starts a process in a group of its own, with files as its descriptors
@@ -154,8 +153,8 @@ func (r *Reaper) spawn(s Spec, dieWithUs bool, files []*os.File) (pid int, exite
 	return reply.pid, reply.exited, reply.err
 }
 
-// environ is this process's environment with env in it. Old values of the same
-// variables are removed: a process may take either of two.
+// environ returns this process's environment with env added. Old values of the
+// same variables are removed, because a process may take either of two.
 func environ(env []string) []string {
 	own := slices.DeleteFunc(os.Environ(), func(have string) bool {
 		name, _, _ := strings.Cut(have, "=")

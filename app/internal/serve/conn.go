@@ -27,7 +27,7 @@ func (detachedError) Error() string   { return "serve: connection detached" }
 func (detachedError) Timeout() bool   { return true }
 func (detachedError) Temporary() bool { return true }
 
-// socket is what the framework can accept, move and interrupt.
+// socket is a connection that the framework can accept, move and interrupt.
 type socket interface {
 	net.Conn
 	syscall.Conn
@@ -35,43 +35,42 @@ type socket interface {
 }
 
 // conn stands between the HTTP server and a socket. It gives the server the
-// bytes of one request at a time, so that it knows of every byte whose
-// request it belongs to and whether that has begun to be handled. As long as
-// a request's head is not whole, or not there at all, the conn can be
-// detached: the server's read returns an error, the server forgets the conn,
-// whatever it writes or calls goes nowhere, and the socket stays open, with
-// the bytes that the server had got and those that the client has sent or
-// will send.
+// bytes of one request at a time, so that it knows which request every byte
+// belongs to and whether a handler has begun with that request. Until the
+// server has a complete head the conn can be detached: the server's read
+// returns an error, the server drops the conn, and nothing that it writes or
+// calls has an effect. The socket stays open, with the bytes that the server
+// has read of the head and those that the client sends.
 type conn struct {
 	socket
 	kind *http1
 
-	mu      sync.Mutex // guards the fields below; given up while the socket is read
+	mu      sync.Mutex // guards the fields below; released while the socket is read
 	phase   phase
 	head    head   // of the request that is being read
-	read    []byte // of a head that is not whole: what the server has got
-	pending []byte // read from the socket and kept from the server
-	left    int64  // of a body of known length
-	chunks  chunks // of a body in chunks
+	read    []byte // bytes of an incomplete head that the server has got
+	pending []byte // bytes read from the socket that the server has not got
+	left    int64  // bytes left of a body of known length
+	chunks  chunks // position in a chunked body
 
 	waiting     bool          // a Read of a head is outstanding
-	interrupted bool          // and is being ended
-	blocked     chan struct{} // not nil: a Read beyond the request waits for this
+	interrupted bool          // that Read is being ended
+	blocked     chan struct{} // closed to end a Read beyond the request; nil if there is none
 	expired     bool          // the read deadline is in the past
 	detached    bool
-	spoiled     bool // a request was cancelled by a hold, and with it the context of all that follow
+	spoiled     bool // a hold has cancelled a request, and so the context of all later ones
 
 	hijacked bool
-	owner    string  // of the stream that a hijacked conn may become
-	stream   *Stream // that it has become
+	owner    string  // owner of the stream that a hijacked conn may become
+	stream   *Stream // the stream that the conn has become
 
 	active    bool // a handler runs
 	method    string
 	path      string
-	answered  bool // the first bytes of its answer were written
-	endless   bool // and say that it is an event stream
+	answered  bool // the first bytes of the answer were written
+	endless   bool // the answer is an event stream
 	cancel    context.CancelCauseFunc
-	cancelled bool // it was called for the running handler
+	cancelled bool // cancel was called for the running handler
 }
 
 // phase is what the next bytes from the client are.
@@ -79,9 +78,9 @@ type phase int
 
 const (
 	phaseHead    phase = iota
-	phaseWhole         // the server has a whole head and no handler has begun
+	phaseWhole         // the server has a complete head and no handler has begun
 	phaseLength        // a body of known length, or none
-	phaseChunks        // a body in chunks
+	phaseChunks        // a chunked body
 	phaseUnknown       // the server may have buffered bytes of the next request
 )
 
@@ -98,7 +97,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	case phaseHead:
 		return c.readHead(p)
 	case phaseWhole:
-		if len(p) == 1 { // begins before the handler does
+		if len(p) == 1 { // may begin before the handler does
 			return c.watch(p)
 		}
 	case phaseLength:
@@ -119,13 +118,13 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		return n, err
 	}
-	// The server wants more than the request is thought to have.
+	// The server reads beyond what we take for the end of the request.
 	c.phase = phaseUnknown
 	return c.receive(p)
 }
 
-// receive takes what is pending, or else reads the socket. c.mu is held, and
-// given up meanwhile.
+// receive returns pending bytes, or else reads the socket. c.mu is held, and
+// released while the socket is read.
 func (c *conn) receive(p []byte) (int, error) {
 	if len(c.pending) > 0 {
 		n := copy(p, c.pending)
@@ -137,7 +136,7 @@ func (c *conn) receive(p []byte) (int, error) {
 	return c.socket.Read(p)
 }
 
-// unreceive puts bytes back that belong to the next request.
+// unreceive puts back bytes that belong to the next request.
 func (c *conn) unreceive(p []byte) {
 	if len(p) > 0 {
 		c.pending = append(bytes.Clone(p), c.pending...)
@@ -161,7 +160,7 @@ func (c *conn) readHead(p []byte) (int, error) {
 				continue
 			}
 		}
-		if !c.head.begun { // empty lines, of which net/http forgives only some
+		if !c.head.begun { // empty lines before a head: net/http accepts only some
 			n = copy(p, bytes.TrimLeft(p[:n], "\r\n"))
 		}
 		if end := c.head.end(p[:n]); end >= 0 {
@@ -176,9 +175,9 @@ func (c *conn) readHead(p []byte) (int, error) {
 	}
 }
 
-// watch is the server's look for a client that goes away while its request is
-// handled. A byte that comes is the next request's: it is kept, and the
-// server's wait goes on until it ends it.
+// watch is the server's read of one byte that notices when a client goes away
+// while its request is handled. A byte that arrives belongs to the next
+// request: it is kept, and the read blocks until the server ends it.
 func (c *conn) watch(p []byte) (int, error) {
 	if len(c.pending) == 0 {
 		n, err := c.receive(p)
@@ -240,8 +239,8 @@ func (c *conn) idle() {
 	}
 }
 
-// begin is called when a handler begins. It reports false if the conn has
-// been detached: then the server took the beginning of a head for the whole.
+// begin is called when a handler begins. It reports false if the conn has been
+// detached: the server then took an incomplete head for a complete one.
 func (c *conn) begin(r *http.Request) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -261,8 +260,8 @@ func (c *conn) begin(r *http.Request) bool {
 	return true
 }
 
-// end is called when the handler has returned. It tells whether the conn was
-// hijacked, and which stream it has become.
+// end is called when the handler has returned. It reports whether the conn was
+// hijacked, and returns the stream that it has become, or nil.
 func (c *conn) end() (hijacked bool, st *Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -277,15 +276,15 @@ func (c *conn) hijack() {
 	c.hijacked, c.phase = true, phaseUnknown
 }
 
-// own says whose stream the conn would become.
+// own records who owns the stream that the conn may become.
 func (c *conn) own(owner string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.owner = owner
 }
 
-// Movable makes a hijacked conn a stream of whoever owns it, or returns nil if
-// nobody does. unread is what the server had read ahead.
+// Movable makes a hijacked conn a stream of its owner. It returns nil if there
+// is no owner, or a stream already. unread is what the server has read ahead.
 func (c *conn) Movable(unread []byte) net.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -298,8 +297,8 @@ func (c *conn) Movable(unread []byte) net.Conn {
 	return c.stream
 }
 
-// busy names the request that is being handled, "" if there is none, and
-// tells whether it never ends by itself.
+// busy returns the request that is being handled, "" if there is none, and
+// reports whether it never ends by itself.
 func (c *conn) busy() (route string, endless bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -321,12 +320,12 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 	c.mu.Unlock()
 	if detached {
-		return len(p), nil // what the server says to an interrupted head
+		return len(p), nil // the server's answer to an interrupted head
 	}
 	return c.socket.Write(p)
 }
 
-// ReadFrom keeps the kernel's way of sending files.
+// ReadFrom lets the kernel send files directly.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	if from, ok := c.socket.(io.ReaderFrom); ok {
 		return from.ReadFrom(r)
@@ -334,8 +333,8 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c.socket}, r)
 }
 
-// CloseWrite is the server's last word on a connection; all that it does
-// after it is to wait.
+// CloseWrite is the last thing the server does to a connection before it waits
+// for the client and closes it.
 func (c *conn) CloseWrite() error {
 	c.mu.Lock()
 	detached := c.detached
@@ -347,8 +346,8 @@ func (c *conn) CloseWrite() error {
 	return c.socket.CloseWrite()
 }
 
-// Close closes the socket, unless the conn was detached: then the server lets
-// go of it and the socket lives on.
+// Close closes the socket, unless the conn was detached: then the server has
+// let go of the conn, and the socket stays open.
 func (c *conn) Close() error {
 	c.mu.Lock()
 	detached := c.detached
@@ -360,15 +359,15 @@ func (c *conn) Close() error {
 	return c.socket.Close()
 }
 
-// unread is every byte of the client that no handler has begun with.
+// unread returns every byte from the client that no handler has begun with.
 func (c *conn) unread() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append(c.read, c.pending...)
 }
 
-// cancelRequest gives the running handler's context its cause. It reports
-// whether there is one.
+// cancelRequest cancels the context of the running handler, with
+// Options.Reloading as its cause. It reports whether a handler runs.
 func (c *conn) cancelRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -390,7 +389,7 @@ func (c *conn) wasCancelled() bool {
 	return c.spoiled
 }
 
-// renew makes a context for a request after one that was cancelled.
+// renew makes a context for a request that follows a cancelled one.
 func (c *conn) renew(cancelled context.Context) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(cancelled))
 	c.mu.Lock()
@@ -399,8 +398,9 @@ func (c *conn) renew(cancelled context.Context) (context.Context, context.Cancel
 	return ctx, cancel
 }
 
-// stopReading ends the wait for the rest of a request that nobody handles any
-// more. If the server has stopped waiting already, it clears this itself.
+// stopReading ends the server's wait for the rest of a request that nobody
+// handles any more. If the server is no longer waiting, it clears the deadline
+// itself.
 func (c *conn) stopReading() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

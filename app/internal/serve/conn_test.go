@@ -13,14 +13,16 @@ import (
 	"example.org/orchestrator/app/internal/serve"
 )
 
-// relay is two servers between which a client's connection goes back and forth.
+// relay is two servers between which a client's connection moves back and
+// forth.
 type relay struct {
 	t         *testing.T
 	now, next *serve.Server
 	address   string
 }
 
-// newRelay answers with all that it understood of a request.
+// newRelay makes servers that answer with everything they understood of a
+// request.
 func newRelay(t *testing.T) *relay {
 	h := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -71,10 +73,10 @@ var requests = []struct{ name, text, answers string }{
 	{"options", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n", "200 ,200 GET /2   <nil>"},
 }
 
-// TestARequestMovesAtEveryByte has one connection on which requests of all
-// kinds are sent in two pieces, for every place to cut them, with a move in
-// between: every request is answered once, in order, whichever server has
-// got which of its bytes.
+// TestARequestMovesAtEveryByte sends requests of all kinds on one connection,
+// each in two pieces, for every place to split it, with a move in between:
+// every request is answered once and in order, whichever server has got which
+// bytes.
 func TestARequestMovesAtEveryByte(t *testing.T) {
 	for _, kind := range requests {
 		t.Run(kind.name, func(t *testing.T) {
@@ -83,7 +85,7 @@ func TestARequestMovesAtEveryByte(t *testing.T) {
 			c := r.connect()
 			for cut := range len(kind.text) + 1 {
 				c.send(kind.text[:cut])
-				if cut%2 == 0 { // else the bytes may still be in the socket
+				if cut%2 == 0 { // otherwise the bytes may still be in the socket
 					c.readBy(r.now, kind.text[:cut])
 				}
 				moved := make(chan struct{})
@@ -92,7 +94,7 @@ func TestARequestMovesAtEveryByte(t *testing.T) {
 					r.move() // waits if a handler has begun
 				}()
 				if headIsWhole := strings.Contains(kind.text[:cut], "\r\n\r\n") || strings.Contains(kind.text[:cut], "\n\n"); !headIsWhole {
-					<-moved // without the rest
+					<-moved // before the rest is sent
 				}
 				c.send(kind.text[cut:])
 				var got []string
@@ -123,7 +125,7 @@ func (c *client) readBy(s *serve.Server, sent string) {
 }
 
 // TestBytesOneByOne sends each byte of each kind of request alone, while the
-// connection moves all the time.
+// connection keeps moving.
 func TestBytesOneByOne(t *testing.T) {
 	for _, kind := range requests {
 		t.Run(kind.name, func(t *testing.T) {

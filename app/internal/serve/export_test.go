@@ -1,7 +1,7 @@
 package serve
 
-// Read is how many bytes of requests that no handler has begun with were read
-// from their sockets.
+// Read returns how many bytes were read from sockets of requests that no
+// handler has begun with.
 func (s *Server) Read() (n int) {
 	for _, c := range s.http1.connections() {
 		n += len(c.unread())
@@ -9,7 +9,7 @@ func (s *Server) Read() (n int) {
 	return n
 }
 
-// Queued is how many requests on pinned connections wait.
+// Queued returns how many requests on pinned connections are queued.
 func (s *Server) Queued() int {
 	s.pinned.mu.Lock()
 	defer s.pinned.mu.Unlock()

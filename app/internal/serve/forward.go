@@ -11,11 +11,12 @@ import (
 	"net/http/httputil"
 )
 
-// originHeader tells the server that a request is forwarded to what it would
-// know of it had it come there. Only connections of [KindForward] are believed.
+// originHeader carries what the server would know about a forwarded request if
+// the client had sent it there. It is trusted only on connections of
+// [KindForward].
 const originHeader = "Orchestrator-Origin"
 
-// origin is what a forwarded request does not tell by itself.
+// origin is what a forwarded request does not say by itself.
 type origin struct {
 	Remote string   `json:"remote"`
 	Proto  string   `json:"proto"`
@@ -24,7 +25,7 @@ type origin struct {
 	TLS    *session `json:"tls,omitempty"`
 }
 
-// session is of a TLS connection. Certificates of clients are not in it.
+// session describes a TLS connection, without certificates of clients.
 type session struct {
 	Version  uint16 `json:"version"`
 	Cipher   uint16 `json:"cipher"`
@@ -40,9 +41,10 @@ func originOf(r *http.Request) origin {
 	return o
 }
 
-// NewForwarder passes requests on over conn, whose other end another server
-// adopts as a [KindForward]: all at once, as HTTP/2. Answers on HTTP/1.1
-// tell the client to connect anew. It takes responsibility for conn.
+// NewForwarder returns a handler that forwards requests over conn,
+// concurrently, as HTTP/2. Another server adopts the other end as a
+// [KindForward]. Answers to HTTP/1.1 clients ask them to connect anew. It takes
+// responsibility for conn.
 func NewForwarder(conn net.Conn) (http.Handler, error) {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -52,7 +54,7 @@ func NewForwarder(conn net.Conn) (http.Handler, error) {
 		DisableCompression: true,
 		DialContext:        func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}
-	// Not the transport itself: it would dial again for requests at once.
+	// Not the transport itself: it would dial again for concurrent requests.
 	client, err := transport.NewClientConn(context.Background(), "http", "forward:80")
 	if err != nil {
 		conn.Close()
@@ -88,7 +90,7 @@ func NewForwarder(conn net.Conn) (http.Handler, error) {
 	}, nil
 }
 
-// newForwarded serves what is forwarded to this process.
+// newForwarded returns a server for the requests that another process forwards.
 func newForwarded(h http.Handler, log *log.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -96,11 +98,11 @@ func newForwarded(h http.Handler, log *log.Logger) *http.Server {
 		Handler:   unwrap(h),
 		ErrorLog:  log,
 		Protocols: protocols,
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1 << 20}, // the other side has bounds
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1 << 20}, // the other side limits them
 	}
 }
 
-// unwrap makes a forwarded request what it was.
+// unwrap turns a forwarded request back into the one that the client sent.
 func unwrap(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var o origin

@@ -3,14 +3,14 @@ package serve
 import "bytes"
 
 // head finds the end of a request's head, which may come in pieces. Lines end
-// as net/http lets them: with or without a carriage return. Empty lines before
-// the first do not count.
+// as in net/http: with or without a carriage return. Empty lines before the
+// first do not count.
 type head struct {
 	begun bool // a line that is not empty has begun
-	line  int  // bytes of the current line, a carriage return apart
+	line  int  // bytes of the current line, without a carriage return
 }
 
-// end is how many bytes of p belong to the head, or -1 if it goes on.
+// end returns how many bytes of p belong to the head, or -1 if it goes on.
 func (h *head) end(p []byte) int {
 	for i := 0; i < len(p); {
 		n := bytes.IndexByte(p[i:], '\n')
@@ -38,11 +38,11 @@ func (h *head) add(part []byte) {
 	}
 }
 
-// chunks finds the end of a body in chunks, with its trailer.
+// chunks finds the end of a chunked body with its trailer.
 type chunks struct {
 	part chunkPart
-	left int64 // of the chunk's data
-	size int64 // as far as its line was read
+	left int64 // bytes left of the chunk's data
+	size int64 // the chunk's size, as far as its line was read
 	some bool  // the current line has a byte
 }
 
@@ -50,14 +50,14 @@ type chunkPart int
 
 const (
 	chunkSize      chunkPart = iota
-	chunkExtension           // behind the size, up to the end of the line
+	chunkExtension           // after the size, up to the end of the line
 	chunkData
-	chunkDataEnd // the line end behind the data
+	chunkDataEnd // the line end after the data
 	chunkTrailer
 	chunkNonsense // what net/http will not understand either
 )
 
-// end is how many bytes of p belong to the body, or -1 if it goes on.
+// end returns how many bytes of p belong to the body, or -1 if it goes on.
 func (c *chunks) end(p []byte) int {
 	for i := 0; i < len(p); {
 		if c.part == chunkNonsense {
@@ -79,7 +79,7 @@ func (c *chunks) end(p []byte) int {
 	return -1
 }
 
-// next reads a byte that is not data. It reports whether it was the last.
+// next reads a byte that is not data. It reports whether that was the last one.
 func (c *chunks) next(b byte) (last bool) {
 	switch {
 	case b == '\r':

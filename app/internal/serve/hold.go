@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// BusyError says what kept a hold from coming about.
+// BusyError names what is still in flight when the context of a hold ends.
 type BusyError struct{ Routes []string }
 
 func (e *BusyError) Error() string {
@@ -17,15 +17,14 @@ func (e *BusyError) Error() string {
 }
 
 // Hold stops accepting and waits until every connection is detached or gone:
-// first those of HTTP, then, because their owners may be in the middle of a
-// call to one of those, the streams. When ctx ends first everything goes on as
-// before, and the error is a [*BusyError].
+// HTTP connections first, streams last, because their handlers may be in the
+// middle of a call to an HTTP handler. If ctx ends first, everything goes on as
+// before and the error is a [*BusyError].
 //
-// Event streams and hijacked connections that are not streams would keep it
-// waiting for ever: once nothing else is in flight, their requests are
-// cancelled.
+// Event streams and hijacked connections that are not streams never end by
+// themselves: once nothing else is in flight, their requests are cancelled.
 //
-// There is one hold at a time; another one panics.
+// There is one hold at a time; a second one panics.
 func (s *Server) Hold(ctx context.Context) (*Held, error) {
 	held := s.beginHold()
 	if err := s.wait(ctx); err != nil {
@@ -35,9 +34,9 @@ func (s *Server) Hold(ctx context.Context) (*Held, error) {
 	return held, nil
 }
 
-// ForceHold is a Hold that always comes about: when ctx ends it cancels what is
-// in flight, with the Reloading error as the cause, and waits for at most last.
-// A [*BusyError] says what is in flight all the same.
+// ForceHold is a Hold that always succeeds: when ctx ends it cancels what is in
+// flight, with Options.Reloading as the cause, and waits for at most last. A
+// [*BusyError] names what is still in flight then; the server is held anyway.
 func (s *Server) ForceHold(ctx context.Context, last time.Duration) (*Held, error) {
 	held := s.beginHold()
 	if s.wait(ctx) == nil {
@@ -65,7 +64,7 @@ func (s *Server) beginHold() *Held {
 	return &Held{server: s}
 }
 
-// wait pauses one round after the other, and waits until all are idle.
+// wait pauses one round after the other and waits until all are idle.
 func (s *Server) wait(ctx context.Context) error {
 	rounds := s.rounds()
 	paused := 0
@@ -76,7 +75,7 @@ func (s *Server) wait(ctx context.Context) error {
 			idle, endless = idle && i, endless && (i || e)
 		}
 		switch {
-		case paused == 0 || idle && paused < len(rounds): // those that come later see for themselves
+		case paused == 0 || idle && paused < len(rounds): // later connections notice the hold themselves
 			for _, k := range rounds[paused] {
 				k.pause()
 			}
@@ -115,14 +114,14 @@ func (s *Server) busy() []string {
 }
 
 // Held is a server that serves nobody: every connection is detached, and new
-// ones wait in the kernel. It ends with exactly one of [Held.Release],
-// [Held.Resume] and [Held.HandOver], or with the server; a second one panics.
+// ones wait in the kernel. Exactly one of [Held.Release], [Held.Resume] and
+// [Held.HandOver] ends it, unless the server is closed; a second one panics.
 type Held struct {
 	server *Server
 	over   atomic.Bool
 }
 
-// end panics unless it is called for the first time.
+// end panics unless this is the first call.
 func (h *Held) end() {
 	if h.over.Swap(true) {
 		panic("serve: a hold was ended twice")
@@ -137,23 +136,24 @@ func (h *Held) Waiting() (n int) {
 	return n
 }
 
-// Release has the server go on as before the hold.
+// Release lets the server go on as before the hold.
 func (h *Held) Release() {
 	h.end()
 	h.server.resume(nil)
 }
 
-// Resume has the server go on after its handlers were replaced, perhaps with
-// connections from elsewhere, which fill adopts. No stream is read before fill
-// has returned and every stream has a handler that reads: whatever a client's
-// message makes a handler tell the others, none of them misses it.
+// Resume lets the server go on after its handlers were replaced, perhaps with
+// connections from elsewhere, which fill passes to adopt. No stream is read
+// before fill has returned and every stream has a handler that reads: when a
+// message from one client makes a handler write to the others, none of them
+// misses it.
 func (h *Held) Resume(fill func(adopt func([]Detached))) {
 	h.end()
 	h.server.resume(fill)
 }
 
-// HandOver gives all connections that can move away. closed counts those that
-// could not go on elsewhere and were closed. What cannot move stays and waits,
+// HandOver returns all connections that can move. closed counts those that
+// could not go on elsewhere and were closed. Pinned connections stay and wait;
 // see [HandedOver.Forward].
 func (h *Held) HandOver() (handed *HandedOver, conns []Detached, closed int) {
 	h.end()
@@ -188,15 +188,16 @@ func (s *Server) resume(fill func(adopt func([]Detached))) {
 	s.streams.open()
 }
 
-// HandedOver is a server whose connections are somewhere else. It does not
-// accept; requests on connections that cannot move wait, or are forwarded.
+// HandedOver is a server whose connections are elsewhere. It does not accept;
+// requests on pinned connections are queued, or forwarded.
 type HandedOver struct {
 	server *Server
 	over   atomic.Bool
 }
 
-// Forward passes all further requests on connections that cannot move to the
-// handler, those of stay included, which the server takes responsibility for.
+// Forward passes all further requests on pinned connections to the handler. The
+// connections in stay become pinned too; the server takes responsibility for
+// them.
 func (h *HandedOver) Forward(to http.Handler, stay []Detached) {
 	h.server.pinned.forwardTo(to)
 	for _, d := range stay {
@@ -204,11 +205,11 @@ func (h *HandedOver) Forward(to http.Handler, stay []Detached) {
 	}
 }
 
-// Stop ends the forwarding: new requests wait again.
+// Stop ends the forwarding: new requests are queued again.
 func (h *HandedOver) Stop() { h.server.pinned.pause() }
 
-// Recall is a Stop that waits until what was forwarded is answered, unless that
-// never ends by itself, or until ctx ends.
+// Recall ends the forwarding and waits until what was forwarded is answered. It
+// does not wait for requests that never end by themselves, nor longer than ctx.
 func (h *HandedOver) Recall(ctx context.Context) {
 	h.Stop()
 	p := h.server.pinned
@@ -224,8 +225,8 @@ func (h *HandedOver) Recall(ctx context.Context) {
 	}
 }
 
-// Resume has the server accept and serve again: see [Held.Resume]. Nothing is
-// forwarded any more. It ends the handover; a second one panics.
+// Resume lets the server accept and serve again; see [Held.Resume]. Nothing is
+// forwarded any more. It ends the handover; a second call panics.
 func (h *HandedOver) Resume(fill func(adopt func([]Detached))) {
 	if h.over.Swap(true) {
 		panic("serve: a handover was taken back twice")
@@ -234,10 +235,10 @@ func (h *HandedOver) Resume(fill func(adopt func([]Detached))) {
 	h.server.resume(fill)
 }
 
-// Drain waits for the clients of connections that cannot move to go, until ctx
-// ends, and returns how many had not: those are closed, once what is being
-// answered on them is. Clients of HTTP/1.1 are told to go with each answer that
-// is forwarded; those of HTTP/2 after notice.
+// Drain waits until ctx ends for the clients of pinned connections to
+// disconnect. It closes the connections that are left, once requests in flight
+// on them are answered, and returns how many there were. HTTP/1.1 clients are
+// asked to disconnect with each forwarded answer, HTTP/2 clients after notice.
 func (h *HandedOver) Drain(ctx context.Context, notice time.Duration) (closed int) {
 	return h.server.pinned.drain(ctx, notice)
 }

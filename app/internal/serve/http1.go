@@ -13,17 +13,17 @@ import (
 	"sync/atomic"
 )
 
-// http1 is the connections of HTTP/1.1 that can move: see conn.go for how one
+// http1 holds the HTTP/1.1 connections that can move; see conn.go for how one
 // is detached.
 type http1 struct {
 	server  *Server
 	http    *http.Server
 	queue   chan net.Conn // accepted connections on their way to the HTTP server
-	holding atomic.Bool   // as paused, for those that need not be exact
+	holding atomic.Bool   // the same as paused, for readers that need not be exact
 
 	mu       sync.Mutex // guards the fields below
 	paused   bool
-	conns    map[*conn]struct{} // those that are not detached
+	conns    map[*conn]struct{} // connections that are not detached
 	detached []Detached
 }
 
@@ -98,16 +98,16 @@ func (q *queueListener) Close() error {
 
 func (q *queueListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// track notes which requests are in flight.
+// track records which requests are in flight.
 func (k *http1) track(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*conn)
 		if !c.begin(r) {
-			panic(http.ErrAbortHandler) // closes the conn, which says nothing to a detached one
+			panic(http.ErrAbortHandler) // closes the conn; a detached one writes nothing
 		}
 		returned := false
 		defer func() { k.end(c, returned) }()
-		if c.wasCancelled() { // the context of all that comes on this conn
+		if c.wasCancelled() { // and with it the context of all later requests
 			ctx, cancel := c.renew(r.Context())
 			defer cancel(nil)
 			r = r.WithContext(ctx)
@@ -156,8 +156,8 @@ func (k *http1) adopt(d Detached) {
 	}
 }
 
-// forget drops c from the books and keeps its socket if it was detached. It
-// reports whether it did anything.
+// forget removes c, and keeps its socket if it was detached. It reports whether
+// c was still there.
 func (k *http1) forget(c *conn, detached bool) bool {
 	k.mu.Lock()
 	_, ok := k.conns[c]
@@ -175,7 +175,7 @@ func (k *http1) forget(c *conn, detached bool) bool {
 	if ok {
 		k.server.notify()
 	}
-	if late != nil { // the hold was over before the HTTP server had let go of it
+	if late != nil { // the hold ended before the HTTP server had dropped c
 		k.server.handlers.Go(func() { k.adopt(*late) })
 	}
 	return ok
@@ -192,7 +192,7 @@ func (k *http1) pause() {
 	k.paused = true
 	k.holding.Store(true)
 	k.mu.Unlock()
-	for _, c := range k.connections() { // those that come later see for themselves
+	for _, c := range k.connections() { // later connections notice the hold themselves
 		c.interrupt()
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// Pair makes two ends of a connection between processes.
+// Pair returns the two ends of a connection between processes.
 func Pair() (near, far net.Conn, err error) {
 	syscall.ForkLock.RLock()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)

@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	// maxQueued bounds the requests that wait in this process during a
+	// maxQueued bounds the requests that are queued in this process during a
 	// hold. Beyond it nothing more is read at all: the kernel queues.
 	maxQueued = 1024
 
 	handshakeTimeout = 10 * time.Second
 )
 
-// pinned is the connections that cannot move: those of TLS, with HTTP/1.1 or
-// HTTP/2 in them, and those for which another process has no room. During a
-// hold nothing more is read from those with no request in flight, and new
-// requests on the others are queued. Afterwards they are served here again,
-// or forwarded to whoever has taken over, until the clients are gone.
+// pinned holds the connections that cannot move: those with TLS, carrying
+// HTTP/1.1 or HTTP/2, and those that another process has no room for. During a
+// hold nothing is read from connections with no request in flight, and new
+// requests on the others are queued. Afterwards requests are served here again,
+// or forwarded to the process that has taken over, until the clients are gone.
 type pinned struct {
 	server    *Server
 	local     http.Handler
@@ -52,7 +52,7 @@ type pinnedRequest struct {
 	route   string
 	endless bool
 	cancel  context.CancelCauseFunc
-	conn    *pinnedConn // nil if it was forwarded here
+	conn    *pinnedConn // nil if another process forwarded the request
 	kind    *pinned
 
 	cancelled bool
@@ -64,7 +64,7 @@ func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
 		local:    h,
 		conns:    map[*pinnedConn]struct{}{},
 		requests: map[*pinnedRequest]struct{}{},
-		released: make(chan struct{}), // a server begins with a hold
+		released: make(chan struct{}), // a new server is held
 		gone:     make(chan struct{}, 1),
 		queues:   map[*http.Server]chan net.Conn{},
 	}
@@ -85,7 +85,7 @@ func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
 	return k
 }
 
-// pinnedConn is the socket below a pinned connection.
+// pinnedConn is the socket under a pinned connection.
 type pinnedConn struct {
 	net.Conn
 	kind   *pinned
@@ -94,7 +94,7 @@ type pinnedConn struct {
 	once   sync.Once
 	active atomic.Int64 // requests in flight
 
-	upgraded atomic.Bool // hijacked: its handler waits for it, not for a context
+	upgraded atomic.Bool // hijacked: its handler waits for the connection, not for a context
 }
 
 func (k *pinned) add(nc net.Conn, unread []byte) *pinnedConn {
@@ -133,11 +133,12 @@ func (k *pinned) secure(nc net.Conn) {
 	})
 }
 
-// stay serves a connection of plain HTTP/1.1 that does not move.
+// stay serves a plain HTTP/1.1 connection that does not move.
 func (k *pinned) stay(d Detached) { k.pass(k.h1, k.add(d.Conn, d.Unread)) }
 
 // Read implements net.Conn. During a hold it waits if no request is in flight
-// here or too many are queued, also with what it has read meanwhile.
+// on the connection or too many are queued, even if it has already read
+// something.
 func (c *pinnedConn) Read(p []byte) (int, error) {
 	if err := c.await(); err != nil {
 		return 0, err
@@ -149,7 +150,7 @@ func (c *pinnedConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.await() // or else it is closed, which shows in a moment
+		c.await() // an error means that it is closed, which the next read reports
 	}
 	return n, err
 }
@@ -210,14 +211,14 @@ func (k *pinned) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.ServeHTTP(&pinnedWriter{ResponseWriter: w, req: req}, r.WithContext(ctx))
 }
 
-// pinnedWriter notices answers that never end.
+// pinnedWriter detects answers that never end.
 type pinnedWriter struct {
 	http.ResponseWriter
 	req  *pinnedRequest
 	said bool
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap is called by http.ResponseController.
 func (w *pinnedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *pinnedWriter) look() {
@@ -246,7 +247,7 @@ func (w *pinnedWriter) Flush() {
 	http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Hijack takes a connection of HTTP/1.1 from the server. It cannot move.
+// Hijack takes an HTTP/1.1 connection from the server. It cannot move.
 func (w *pinnedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
@@ -258,7 +259,7 @@ func (w *pinnedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return c, rw, err
 }
 
-// neverEnds marks a request that a hold need not wait for.
+// neverEnds marks a request that a hold does not wait for.
 func (r *pinnedRequest) neverEnds() {
 	r.kind.mu.Lock()
 	defer r.kind.mu.Unlock()
@@ -266,7 +267,7 @@ func (r *pinnedRequest) neverEnds() {
 	r.kind.server.notify()
 }
 
-// enter waits for the end of a hold and returns who handles the request.
+// enter queues a request until the hold ends, and returns its handler.
 func (k *pinned) enter(ctx context.Context, req *pinnedRequest) (http.Handler, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -308,8 +309,8 @@ func (k *pinned) leave(req *pinnedRequest) {
 	k.server.notify()
 }
 
-// pause begins a hold: new requests wait, and are served here afterwards unless
-// forwardTo says otherwise.
+// pause begins a hold: new requests are queued, and are served here afterwards
+// unless forwardTo is called.
 func (k *pinned) pause() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -323,7 +324,7 @@ func (k *pinned) pause() {
 // resume ends a hold: requests are served here.
 func (k *pinned) resume() { k.forwardTo(nil) }
 
-// forwardTo ends a hold; requests are forwarded, if to is not nil.
+// forwardTo ends a hold: requests are forwarded, or served here if to is nil.
 func (k *pinned) forwardTo(to http.Handler) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -374,7 +375,7 @@ func (k *pinned) cancel() {
 // adopt serves the requests that another process forwards.
 func (k *pinned) adopt(d Detached) { k.pass(k.forwarded, d.Conn) }
 
-// waiting counts nothing: these connections do not go anywhere.
+// waiting returns 0: pinned connections do not move.
 func (k *pinned) waiting() int { return 0 }
 
 func (k *pinned) give() (conns []Detached, closed int) { return nil, 0 }
@@ -391,7 +392,7 @@ func (k *pinned) close() {
 	}
 	k.mu.Lock()
 	conns := make([]*pinnedConn, 0, len(k.conns))
-	for c := range k.conns { // also those in a handshake
+	for c := range k.conns { // including those in a TLS handshake
 		conns = append(conns, c)
 	}
 	k.mu.Unlock()
@@ -400,11 +401,11 @@ func (k *pinned) close() {
 	}
 }
 
-// drainGrace is how long requests that are being answered at the end of a
-// drain have left.
+// drainGrace is how long requests in flight at the end of a drain may still
+// take.
 const drainGrace = time.Second
 
-// drain is [HandedOver.Drain].
+// drain implements [HandedOver.Drain].
 func (k *pinned) drain(ctx context.Context, notice time.Duration) (closed int) {
 	last, cancel := context.WithCancel(context.Background())
 	defer cancel()

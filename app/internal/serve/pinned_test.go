@@ -36,7 +36,7 @@ func selfSigned(t *testing.T) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
 }
 
-// newSecure serves h through TLS.
+// newSecure serves h over TLS.
 func newSecure(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -116,8 +116,9 @@ func TestHeldRequestsWaitInTheKernel(t *testing.T) {
 	}
 }
 
-// TestForwardedAndBack passes requests on to another server while a hold has
-// given everything away, and serves them itself again when it is taken back.
+// TestForwardedAndBack forwards requests to another server after the
+// connections were handed over, and serves them itself again when they are
+// taken back.
 func TestForwardedAndBack(t *testing.T) {
 	old, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "old ", r.TLS != nil) })
 	next, _ := newServer(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "next ", r.TLS != nil, r.ProtoMajor) })
@@ -161,8 +162,8 @@ func TestForwardedAndBack(t *testing.T) {
 	}
 }
 
-// TestEndlessAnswersOnPinnedConnections: an event stream is cancelled by a hold
-// whatever its request has said, a request that would also take one is not.
+// TestEndlessAnswersOnPinnedConnections: a hold cancels an event stream,
+// whatever its request has said, but not a request that would also accept one.
 func TestEndlessAnswersOnPinnedConnections(t *testing.T) {
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	s, address := newSecure(t, func(w http.ResponseWriter, r *http.Request) {

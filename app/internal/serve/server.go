@@ -2,15 +2,15 @@
 // connections and the HTTP server behind them.
 //
 // A [Server] can hold: [Server.Hold] stops accepting (the kernel queues), lets
-// requests in flight finish, and detaches each connection in the moment it
-// waits for a new request with nothing of it handled. After a hold no request
-// is anywhere but in the kernel, so modules can be replaced. The hold is a
-// value, [Held], which ends in one of three ways: everything goes on here as
-// before, here with other modules, or elsewhere.
+// requests in flight finish, and detaches each connection once it waits for a
+// new request that no handler has begun with. During a hold no handler runs, so
+// modules can be replaced. The hold is a value, [Held], which ends in one of
+// three ways: everything goes on here as before, here with other modules, or
+// elsewhere.
 //
-// There are several kinds of connections, each a file: HTTP/1.1 (http1.go),
-// streams, whose bytes belong to an owner (streams.go), and those that cannot
-// move (pinned.go). Each is a [kind].
+// There are several kinds of connections, each in a file: HTTP/1.1 (http1.go),
+// streams, which an owner handles (streams.go), and pinned connections, which
+// cannot move (pinned.go). Each is a [kind].
 //
 // The package knows nothing of generations or modules: it has one handler.
 //
@@ -36,58 +36,59 @@ import (
 // Kind is how a connection is served.
 type Kind int
 
-// All kinds that a connection can be adopted as.
+// The kinds that a connection can be adopted as.
 const (
 	KindHTTP    Kind = iota // HTTP/1.1
-	KindStream              // an owner handles its bytes
+	KindStream              // an owner handles the bytes
 	KindForward             // carries requests that another process forwards
 )
 
 // Detached is a connection that a hold has taken from the server, with what
-// has to go with it.
+// moves with it.
 type Detached struct {
 	net.Conn
 	Kind   Kind
-	Owner  string // of a stream
-	Unread []byte // what the client has sent and no handler has begun with
-	Unsent []byte // what the client has yet to get; streams only
-	Kept   []byte // by the owner; streams only
+	Owner  string // owner of a stream
+	Unread []byte // bytes the client has sent that have not been handled
+	Unsent []byte // bytes the client has yet to receive; streams only
+	Kept   []byte // bytes the owner has kept; streams only
 }
 
 // Options are what a server needs to know.
 type Options struct {
 	Log *slog.Logger
 
-	// Stream serves a stream of an owner until its error, which says whether
-	// the stream is to move. It may be called again with the same one.
+	// Stream handles a stream of an owner until it returns; its error says
+	// whether the stream is to move. It may be called again with the same
+	// stream.
 	Stream func(ctx context.Context, owner string, st *Stream) error
 
-	// TLS, if not nil, is what HTTP is spoken through on the listeners.
+	// TLS, if not nil, is used for HTTP on the listeners.
 	TLS *tls.Config
 
-	Moving    error // ends the reads of a stream that is about to move, and is Stream's result then
-	Reloading error // is the cause when a hold cancels a request
+	Moving    error // returned by reads of a stream that is about to move, and then by Stream
+	Reloading error // cause of a request's context that a hold cancels
 }
 
-// kind is one way in which connections are served. A hold asks all kinds the
-// same.
+// kind is one way in which connections are served. A hold treats all kinds
+// alike.
 type kind interface {
-	// pause begins a hold: what is idle is detached, now and when it becomes
-	// so, and nothing new begins.
+	// pause begins a hold: idle connections are detached, others as soon as
+	// they are idle, and nothing new begins.
 	pause()
-	// state reports whether nothing is in flight, or, if something is,
-	// whether none of that ever ends by itself.
+	// state reports whether nothing is in flight, or else whether nothing of
+	// what is in flight ever ends by itself.
 	state() (idle, endless bool)
 	// busy names what is in flight.
 	busy() []string
-	// cancel ends what is in flight, and the wait for clients that are slow.
+	// cancel cancels what is in flight and ends the wait for slow clients.
 	cancel()
 	// waiting counts the connections that wait for the end of the hold.
 	waiting() int
-	// resume ends the hold: what was detached is served again.
+	// resume ends the hold: detached connections are served again.
 	resume()
-	// give gives the detached connections away. Those that cannot go on
-	// elsewhere are closed, and counted.
+	// give returns the detached connections. Those that cannot go on elsewhere
+	// are closed and counted.
 	give() (conns []Detached, closed int)
 	// adopt serves a connection. It takes responsibility for it.
 	adopt(Detached)
@@ -103,8 +104,8 @@ type Server struct {
 	streams   *streams
 	pinned    *pinned
 	closed    chan struct{}
-	cancelled atomic.Int64   // requests and connections, by a hold
-	changed   chan struct{}  // has room for one; receives when a hold may have got further
+	cancelled atomic.Int64   // requests and connections that a hold has cancelled
+	changed   chan struct{}  // has room for one; receives when a hold may have made progress
 	tasks     sync.WaitGroup // goroutines that end with the server
 	handlers  sync.WaitGroup // goroutines that end when a handler does
 
@@ -113,8 +114,9 @@ type Server struct {
 	holding   bool
 }
 
-// rounds is all kinds, in the order in which a hold pauses them: a handler of a
-// later round may be in the middle of a call to one of an earlier.
+// rounds returns all kinds, in the order in which a hold pauses them: a handler
+// of a later round may be in the middle of a call to a handler of an earlier
+// one.
 func (s *Server) rounds() [][]kind {
 	return [][]kind{{s.http1, s.pinned}, {s.streams}}
 }
@@ -123,13 +125,13 @@ func (s *Server) rounds() [][]kind {
 type listener struct {
 	net.Listener
 	kind    Kind
-	owner   string        // of its streams
-	paused  bool          // what is wanted
-	stopped bool          // what is: the goroutine does not accept
+	owner   string        // owner of its streams
+	paused  bool          // it should not accept
+	stopped bool          // its goroutine does not accept
 	resume  chan struct{} // closed and replaced when paused ends
 }
 
-// setDeadline ends or allows a blocking Accept.
+// setDeadline interrupts Accept, or lets it block.
 func (l *listener) setDeadline(t time.Time) {
 	l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
 }
@@ -149,9 +151,9 @@ func New(h http.Handler, opts Options) (*Server, *Held) {
 	return s, &Held{server: s}
 }
 
-// Listen takes responsibility for ln, which must be a TCP or Unix listener.
-// It is accepted on as soon as, and whenever, the server does not hold. Its
-// connections are streams of owner, or HTTP's if that is "".
+// Listen accepts connections on ln whenever the server is not held. ln must be
+// a TCP or Unix listener; the server takes responsibility for it. Its
+// connections are streams of owner, or HTTP if owner is "".
 func (s *Server) Listen(owner string, ln net.Listener) {
 	l := &listener{Listener: ln, owner: owner, resume: make(chan struct{})}
 	if owner != "" {
@@ -187,7 +189,7 @@ func (s *Server) accept(l *listener) {
 	}
 }
 
-// mayAccept waits as long as l is paused. It reports false when the server is
+// mayAccept waits while l is paused. It reports false when the server is
 // closed.
 func (s *Server) mayAccept(l *listener) bool {
 	s.mu.Lock()
@@ -229,8 +231,7 @@ func (s *Server) adopt(d Detached) {
 	}
 }
 
-// socketOf is the socket of a connection of a kind that can move. Others are
-// closed.
+// socketOf returns the socket of a connection that can move. Others are closed.
 func (s *Server) socketOf(d Detached) (socket, bool) {
 	sock, ok := d.Conn.(socket)
 	if !ok {
@@ -257,10 +258,11 @@ func (s *Server) isClosed() bool {
 	}
 }
 
-// Cancelled counts what was cancelled since the last call.
+// Cancelled returns how many requests and connections were cancelled since the
+// last call.
 func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
 
-// Pinned counts the connections that cannot move.
+// Pinned returns the number of pinned connections.
 func (s *Server) Pinned() int { return s.pinned.count() }
 
 // closeTime is how long Close waits for handlers.

@@ -33,7 +33,7 @@ func newServer(t *testing.T, h http.HandlerFunc) (*serve.Server, string) {
 	return s, address
 }
 
-// newHeld is a server that has not served yet.
+// newHeld returns a server that has not served yet.
 func newHeld(t *testing.T, h http.HandlerFunc) (*serve.Server, *serve.Held, string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -100,7 +100,7 @@ func hold(t *testing.T, s *serve.Server, limit time.Duration) (*serve.Held, erro
 	return s.Hold(ctx)
 }
 
-// held is a hold that comes about.
+// held returns a hold that must succeed.
 func held(t *testing.T, s *serve.Server) *serve.Held {
 	t.Helper()
 	h, err := hold(t, s, 10*time.Second)
@@ -111,9 +111,9 @@ func held(t *testing.T, s *serve.Server) *serve.Held {
 }
 
 // TestHoldDetachesAndReleaseGoesOn holds many times on the same connections:
-// one that has never sent a byte and one that is idle between requests.
-// If net/http asked for less than a full buffer they would count as busy, and
-// this would fail.
+// one that has never sent a byte and one that is idle between requests. If
+// net/http asked for less than a full buffer, they would count as busy and this
+// would fail.
 func TestHoldDetachesAndReleaseGoesOn(t *testing.T) {
 	s, address := newServer(t, echo)
 	fresh, used := dial(t, address), dial(t, address)
@@ -227,8 +227,8 @@ func TestNothingIsAcceptedBeforeTheFirstRelease(t *testing.T) {
 	}
 }
 
-// TestAHoldThatFailsLosesNobody, whatever moment it gives up in: connections
-// may be half detached then.
+// TestAHoldThatFailsLosesNobody, whenever it fails: connections may be half
+// detached then.
 func TestAHoldThatFailsLosesNobody(t *testing.T) {
 	const idle = 20
 	begun, finish := make(chan struct{}), make(chan struct{})
@@ -264,7 +264,7 @@ func TestAHoldThatFailsLosesNobody(t *testing.T) {
 	}
 }
 
-// TestForceHoldLeavesBehindWhatIgnoresIt, and says so.
+// TestForceHoldLeavesBehindWhatIgnoresIt, and names it.
 func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
 	begun, finish := make(chan struct{}), make(chan struct{})
 	s, address := newServer(t, func(http.ResponseWriter, *http.Request) {
@@ -283,7 +283,7 @@ func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
 	}
 }
 
-// TestAHoldEndsOnce: whatever is called in the wrong order panics at once.
+// TestAHoldEndsOnce: calls in the wrong order panic at once.
 func TestAHoldEndsOnce(t *testing.T) {
 	nothing := func(adopt func([]serve.Detached)) {}
 	for name, wrong := range map[string]func(s *serve.Server, h *serve.Held){

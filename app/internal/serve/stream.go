@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Limits of what goes with a stream when it moves.
+// Limits of what moves with a stream.
 const (
-	maxUnread = 1 << 20  // read and not marked
-	maxUnsent = 1 << 20  // written while the client takes nothing
-	maxKept   = 64 << 10 // of [Stream.Keep]
-	maxLine   = 64 << 10 // of [Stream.ReadLine]
+	maxUnread = 1 << 20  // bytes read and not marked
+	maxUnsent = 1 << 20  // bytes written that the client has not received
+	maxKept   = 64 << 10 // bytes for [Stream.Keep]
+	maxLine   = 64 << 10 // bytes of a line for [Stream.ReadLine]
 
-	// lastOutput is how long a client has to take what is queued when its
-	// connection is closed.
+	// lastOutput is how long a client may take to receive what is queued when
+	// its connection is closed.
 	lastOutput = time.Second
 )
 
@@ -29,28 +29,28 @@ var (
 	errTooSlow     = fmt.Errorf("serve: the client leaves more than %d bytes untaken", maxUnsent)
 )
 
-// Stream is a connection that is not HTTP's, or not any more. It belongs to an
-// owner, whose handler reads and writes it. When it moves, reads end with the
-// server's Moving error and writes are queued; what was read and not marked as
-// handled goes along, and so does what the client has not taken.
+// Stream is a connection that is not HTTP, or no longer. It belongs to an
+// owner, whose handler reads and writes it. When it moves, reads return
+// Options.Moving and writes are queued. What was read and not marked as handled
+// moves along, and so does what the client has not received.
 type Stream struct {
 	socket
 	kind  *streams
 	owner string
 
 	reads  sync.Mutex // held by a reader
-	writes sync.Mutex // held by a writer; before mu
+	writes sync.Mutex // held by a writer; locked before mu
 
 	mu       sync.Mutex // guards the fields below
 	moving   bool
-	moved    chan struct{} // closed with moving
-	begun    chan struct{} // closed by the first read of a handler, or its end
+	moved    chan struct{} // closed when moving is set
+	begun    chan struct{} // closed by a handler's first read, or its end
 	reading  bool          // begun is closed
-	ending   bool          // its handler has returned for good
+	ending   bool          // the handler has returned for good
 	closed   bool
-	unread   []byte // read and not marked as handled
-	given    int    // of unread: what the handler has got
-	unmarked bool   // there was too much to be kept
+	unread   []byte // bytes read and not marked as handled
+	given    int    // bytes of unread that the handler has got
+	unmarked bool   // more was read than is kept, so unread is lost
 	unsent   []byte
 	kept     []byte
 }
@@ -61,7 +61,7 @@ func newStream(k *streams, sock socket, d Detached) *Stream {
 	return st
 }
 
-// reset is for a stream whose handler is about to begin.
+// reset prepares a stream for a handler that is about to begin.
 func (st *Stream) reset() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -87,8 +87,8 @@ func (st *Stream) tooMuchUnmarked() bool {
 	return st.unmarked
 }
 
-// finish closes the stream of a handler that has ended, once the client has
-// taken what is queued or has had its time.
+// finish closes a stream after its handler has ended, once the client has
+// received what is queued or has had lastOutput to do so.
 func (st *Stream) finish(flushed <-chan struct{}) {
 	st.mu.Lock()
 	st.ending = true
@@ -115,7 +115,7 @@ func (st *Stream) sendQueued() {
 	st.socket.Write(unsent)
 }
 
-// isClosed reports whether the stream was closed, or given away.
+// isClosed reports whether the stream was closed or given away.
 func (st *Stream) isClosed() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -129,7 +129,8 @@ func (st *Stream) Moving() bool {
 	return st.moving
 }
 
-// take gives a stream whose handler has ended away.
+// take gives away a stream whose handler has ended. After an error it is
+// closed.
 func (st *Stream) take() (Detached, error) {
 	st.writes.Lock()
 	defer st.writes.Unlock()
@@ -146,8 +147,7 @@ func (st *Stream) take() (Detached, error) {
 	return Detached{Conn: st.socket, Kind: KindStream, Owner: st.owner, Unread: st.unread, Unsent: st.unsent, Kept: st.kept}, nil
 }
 
-// Ready says that the handler is there for what may be read, if it does not
-// read itself.
+// Ready counts the handler as reading, for a handler that does not read itself.
 func (st *Stream) Ready() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -243,7 +243,7 @@ func (st *Stream) ReadLine() (string, error) {
 	}
 }
 
-// Mark says that all that was read so far has been handled.
+// Mark says that everything read so far has been handled.
 func (st *Stream) Mark() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -255,7 +255,7 @@ func (st *Stream) Mark() {
 	st.given, st.unmarked = 0, false
 }
 
-// Keep replaces what goes along when the stream moves.
+// Keep replaces the bytes that move with the stream for its next handler.
 func (st *Stream) Keep(b []byte) error {
 	if len(b) > maxKept {
 		return errKeptTooMuch
@@ -266,15 +266,15 @@ func (st *Stream) Keep(b []byte) error {
 	return nil
 }
 
-// Kept is what was kept last.
+// Kept returns what was kept last.
 func (st *Stream) Kept() []byte {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	return bytes.Clone(st.kept)
 }
 
-// Write implements net.Conn. While the stream moves, what the client cannot
-// take goes along.
+// Write implements net.Conn. While the stream moves, what the client has not
+// received is queued and moves along.
 func (st *Stream) Write(p []byte) (int, error) {
 	st.writes.Lock()
 	defer st.writes.Unlock()
@@ -310,7 +310,7 @@ func (st *Stream) queue(p []byte) (bool, error) {
 	return true, nil
 }
 
-// flush writes what came along. st.writes is held.
+// flush writes what was queued before the stream moved. st.writes is held.
 func (st *Stream) flush() {
 	st.mu.Lock()
 	unsent, moving := st.unsent, st.moving || st.closed
@@ -353,7 +353,7 @@ func (st *Stream) SetDeadline(t time.Time) error {
 	return errors.Join(st.SetReadDeadline(t), st.SetWriteDeadline(t))
 }
 
-// CloseWrite tells the client, after what is queued, that nothing more comes.
+// CloseWrite tells the client, after what is queued, that no more follows.
 func (st *Stream) CloseWrite() error {
 	st.writes.Lock()
 	defer st.writes.Unlock()
@@ -361,7 +361,7 @@ func (st *Stream) CloseWrite() error {
 	return st.socket.CloseWrite()
 }
 
-// Close implements net.Conn. What is queued is sent before, unless a write is
+// Close implements net.Conn. What is queued is sent first, unless a write is
 // under way.
 func (st *Stream) Close() error {
 	if st.writes.TryLock() {

@@ -14,7 +14,7 @@ import (
 	"example.org/orchestrator/app/internal/serve"
 )
 
-// streams is two servers between which the streams of one owner go back and
+// streams is two servers between which the streams of one owner move back and
 // forth, after they have all been detached.
 type streams struct {
 	t         *testing.T
@@ -64,7 +64,7 @@ func (c *client) line() string {
 	return strings.TrimSpace(line)
 }
 
-// TestLinesMoveAtEveryByte cuts what a client sends at every byte, and moves
+// TestLinesMoveAtEveryByte splits what a client sends at every byte, and moves
 // the connection there: each line is handled once.
 func TestLinesMoveAtEveryByte(t *testing.T) {
 	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
@@ -97,8 +97,8 @@ func TestLinesMoveAtEveryByte(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotMarkedIsReadAgain reads messages of four bytes, two of which
-// are marked together.
+// TestWhatIsNotMarkedIsReadAgain reads messages of four bytes and marks after
+// every second one.
 func TestWhatIsNotMarkedIsReadAgain(t *testing.T) {
 	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
 		kept := string(st.Kept())
@@ -173,7 +173,7 @@ func TestOutputMoves(t *testing.T) {
 		t.Skip("the kernel buffers everything")
 	}
 	s.move(1)
-	s.move(1) // the rest of a rest
+	s.move(1) // the rest moves once more
 	got, err := io.ReadAll(c.in)
 	if err != nil || len(got) != size*pieces {
 		t.Fatalf("the client has got %d bytes, %v; want %d", len(got), err, size*pieces)
@@ -185,8 +185,8 @@ func TestOutputMoves(t *testing.T) {
 	}
 }
 
-// TestReadsOpenWhenAllHandlersRead holds one handler back: the other one must
-// not read before it.
+// TestReadsOpenWhenAllHandlersRead delays one handler: the other must not read
+// before it.
 func TestReadsOpenWhenAllHandlersRead(t *testing.T) {
 	begin, read := make(chan struct{}, 2), make(chan string, 2)
 	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
@@ -222,7 +222,8 @@ func TestReadsOpenWhenAllHandlersRead(t *testing.T) {
 	}
 }
 
-// TestAHandlerThatIsLateGoesOn returns only when the hold has failed already.
+// TestAHandlerThatIsLateGoesOn has a handler that returns only after the hold
+// has failed.
 func TestAHandlerThatIsLateGoesOn(t *testing.T) {
 	busy, goOn := make(chan struct{}), make(chan struct{})
 	s := newStreams(t, func(_ context.Context, st *serve.Stream) error {
@@ -259,8 +260,8 @@ func TestAHandlerThatIsLateGoesOn(t *testing.T) {
 	}
 }
 
-// TestLastWordsArrive has a handler that answers and ends while the
-// connection shall move.
+// TestLastWordsArrive has a handler that answers and ends while the connection
+// is about to move.
 func TestLastWordsArrive(t *testing.T) {
 	for _, end := range []string{"return", "Close", "CloseWrite"} {
 		t.Run(end, func(t *testing.T) {
@@ -292,8 +293,8 @@ func TestLastWordsArrive(t *testing.T) {
 }
 
 // TestAClientThatTakesNothingIsCutOff has a handler write far more than may be
-// queued while the connection shall move: it hears of it, and the connection
-// ends.
+// queued while the connection is about to move: the write fails and the
+// connection is closed.
 func TestAClientThatTakesNothingIsCutOff(t *testing.T) {
 	begun, ended := make(chan struct{}), make(chan error, 1)
 	s := newStreams(t, func(ctx context.Context, st *serve.Stream) error {

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// streams is the connections whose bytes belong to an owner.
+// streams holds the connections that an owner handles.
 type streams struct {
 	server *Server
 
 	mu       sync.Mutex // guards the fields below
 	paused   bool
-	running  map[*Stream]struct{} // those whose handlers run
-	detached []*Stream            // those whose handlers have returned
+	running  map[*Stream]struct{} // streams with a running handler
+	detached []*Stream            // streams whose handler has returned
 	gate     chan struct{}        // closed when streams may be read
 }
 
@@ -50,8 +50,8 @@ func (k *streams) startLocked(st *Stream) {
 	k.server.handlers.Go(func() { k.run(st) })
 }
 
-// resumeLocked begins the next handler of a stream whose last one, in this
-// process, has returned. k.mu is held.
+// resumeLocked begins another handler for a stream whose last one has returned
+// in this process. k.mu is held.
 func (k *streams) resumeLocked(st *Stream) {
 	if st.tooMuchUnmarked() {
 		k.server.log.Warn("a connection cannot go on", "module", st.owner, "remote", st.RemoteAddr(), "err", errUnmarked)
@@ -62,8 +62,8 @@ func (k *streams) resumeLocked(st *Stream) {
 	k.startLocked(st)
 }
 
-// run is the life of a stream in this process, from one handler's beginning
-// to its end.
+// run runs one handler of a stream, and decides afterwards what becomes of the
+// stream.
 func (k *streams) run(st *Stream) {
 	s := k.server
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -105,7 +105,7 @@ func (k *streams) run(st *Stream) {
 		st.abort()
 	case k.paused:
 		k.detached = append(k.detached, st)
-	default: // the hold is over, and has failed
+	default: // the hold has failed and is over
 		k.resumeLocked(st)
 	}
 	s.notify()
@@ -141,7 +141,7 @@ func (k *streams) busy() (routes []string) {
 	return routes
 }
 
-// cancel has nothing to do: the handlers have been told.
+// cancel has nothing to do: pause has told the handlers.
 func (k *streams) cancel() {}
 
 func (k *streams) waiting() int {
@@ -189,12 +189,12 @@ func (k *streams) close() {
 	k.detached = nil
 }
 
-// openLimit is how long the handlers of some streams may keep those of others
-// from reading.
+// openLimit is how long the handlers of some streams may keep others from being
+// read.
 const openLimit = time.Second
 
-// open lets streams be read, as soon as the handlers of all those that were
-// adopted wait for it.
+// open lets streams be read as soon as the handlers of all of them are reading,
+// or openLimit is over.
 func (k *streams) open() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -233,7 +233,7 @@ func closeOnce(gate chan struct{}) {
 	}
 }
 
-// opened is closed when streams may be read.
+// opened returns a channel that is closed when streams may be read.
 func (k *streams) opened() <-chan struct{} {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -2,8 +2,8 @@ package sources
 
 import "syscall"
 
-// eventless are file systems whose files may change elsewhere, of which the
-// kernel tells nobody here.
+// eventless lists the file systems whose files may change without an event from
+// this kernel.
 var eventless = map[uint32]string{
 	0x6969:     "NFS",
 	0x517b:     "SMB",
@@ -16,7 +16,8 @@ var eventless = map[uint32]string{
 	0x00c36400: "Ceph",
 }
 
-// withoutEvents names the file system of path if it gives no events.
+// withoutEvents returns the name of path's file system if it gives no events,
+// or "".
 func withoutEvents(path string) string {
 	var stat syscall.Statfs_t
 	if syscall.Statfs(path, &stat) != nil {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// PretendNoEvents has the kind of dir's file system count as one that gives
-// none, for a test.
+// PretendNoEvents makes the kind of dir's file system count as one without
+// events, for a test.
 func PretendNoEvents(t *testing.T, dir string) bool {
 	var stat syscall.Statfs_t
 	if err := syscall.Statfs(dir, &stat); err != nil {

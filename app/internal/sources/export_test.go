@@ -2,7 +2,7 @@ package sources
 
 import "time"
 
-// CountReads is how many files f reads.
+// CountReads returns how many files f reads.
 func CountReads(f func()) int {
 	before := reads.Load()
 	f()

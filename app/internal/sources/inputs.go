@@ -27,12 +27,12 @@ type Package struct {
 	ImportPath string
 	Dir        string
 	Files      []string // names of the files that are compiled or embedded
-	Patterns   []string // of embedded files
+	Patterns   []string // patterns of embedded files
 	Imports    []string
 	Main       bool // it is a program
 }
 
-// Set is where the inputs are, and others, such as the configuration.
+// Set returns where the inputs are, and others, such as the configuration.
 func (in *Inputs) Set(others ...string) Set {
 	set := Set{Files: slices.Concat(in.Files, others), Dirs: slices.Clone(in.Missing)}
 	for _, p := range in.Packages {
@@ -44,7 +44,7 @@ func (in *Inputs) Set(others ...string) Set {
 				set.Files = append(set.Files, filepath.Join(p.Dir, f))
 			}
 		}
-		for _, pattern := range p.Patterns { // what is not embedded yet
+		for _, pattern := range p.Patterns { // files that are not embedded yet
 			pattern = strings.TrimPrefix(pattern, "all:")
 			if meta := strings.IndexAny(pattern, "*?["); meta >= 0 {
 				set.Folders = append(set.Folders, filepath.Join(p.Dir, filepath.Dir(pattern[:meta]+"x")))
@@ -80,8 +80,8 @@ func (in *Inputs) Stale(snap *Snapshot, changed []string) bool {
 	return false
 }
 
-// otherImports reports whether a file of the package may read what the package
-// did not read before.
+// otherImports reports whether a file of the package may now read what the
+// package did not read before.
 func (p Package) otherImports(snap *Snapshot, file string) bool {
 	src, ok := snap.Content(file)
 	if !ok || len(p.Patterns) > 0 || bytes.Contains(src, []byte("//go:")) || bytes.Contains(src, []byte("// +build")) {
@@ -89,7 +89,7 @@ func (p Package) otherImports(snap *Snapshot, file string) bool {
 	}
 	f, err := parser.ParseFile(token.NewFileSet(), file, src, parser.ImportsOnly)
 	if err != nil {
-		return false // the compiler will say
+		return false // the compiler will report it
 	}
 	return slices.ContainsFunc(f.Imports, func(spec *ast.ImportSpec) bool {
 		path, err := strconv.Unquote(spec.Path.Value)
@@ -97,8 +97,8 @@ func (p Package) otherImports(snap *Snapshot, file string) bool {
 	})
 }
 
-// Affected names the packages whose code changes with these files, including
-// those that import them; unknown is true when that cannot be told.
+// Affected returns the packages whose code changes with these files, including
+// those that import them; unknown is true when they cannot be determined.
 func (in *Inputs) Affected(changed []string) (packages []string, unknown bool) {
 	importers := in.importers()
 	seen := map[string]bool{}
@@ -112,8 +112,8 @@ func (in *Inputs) Affected(changed []string) (packages []string, unknown bool) {
 	return slices.Sorted(maps.Keys(seen)), false
 }
 
-// PackageOf returns the package that a file belongs to. A file that is embedded
-// may lie deeper.
+// PackageOf returns the package that a file belongs to. An embedded file may be
+// in a folder below it.
 func (in *Inputs) PackageOf(file string) (importPath string, ok bool) {
 	byDir := map[string]string{}
 	for path, p := range in.Packages {
@@ -130,8 +130,8 @@ func (in *Inputs) PackageOf(file string) (importPath string, ok bool) {
 	return "", false
 }
 
-// Related is the packages that the one called path depends on, those that
-// depend on it, and itself; programs are left out.
+// Related returns the package called path, those that it depends on, and those
+// that depend on it; programs are left out.
 func (in *Inputs) Related(path string) map[string]bool {
 	imports := map[string][]string{}
 	for from, p := range in.Packages {
@@ -148,7 +148,7 @@ func (in *Inputs) Related(path string) map[string]bool {
 	return all
 }
 
-// importers maps a package to those that import it.
+// importers maps each package to those that import it.
 func (in *Inputs) importers() map[string][]string {
 	by := map[string][]string{}
 	for path, p := range in.Packages {
@@ -159,7 +159,7 @@ func (in *Inputs) importers() map[string][]string {
 	return by
 }
 
-// reach marks path and everything that arrows lead to from it.
+// reach marks path and everything that can be reached from it along arrows.
 func reach(path string, arrows map[string][]string, seen map[string]bool) {
 	next := []string{path}
 	done := map[string]bool{}

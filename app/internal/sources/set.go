@@ -8,12 +8,12 @@ import (
 	"strings"
 )
 
-// Set is the files of a program, by where they are. A file that does not exist
-// yet is part of it too.
+// Set is the files of a program, described by where they are. It includes files
+// that do not exist yet.
 type Set struct {
 	Dirs    []string // folders of packages: every file that a Go build may read, except tests
 	Folders []string // folders of embedded files: every file in them
-	Trees   []string // likewise, and every file below them
+	Trees   []string // folders of embedded files: every file in and below them
 	Files   []string // single files
 }
 
@@ -72,9 +72,9 @@ func files(dir string) []string {
 	return names
 }
 
-// Copy copies every file of the set below dir, so that a build can read what
-// no longer changes. It returns where each copy is, and their snapshot under
-// the names of the originals.
+// Copy copies every file of the set below dir, so that a build can read files
+// that no longer change. It returns the path of each copy by the path of its
+// original, and a snapshot of the copies under the paths of the originals.
 func Copy(s Set, dir string) (copies map[string]string, snap *Snapshot, err error) {
 	copies, snap = map[string]string{}, newSnapshot()
 	s.each(func(path string) {

@@ -1,10 +1,10 @@
-// Package sources knows what a build reads, what these files say, and when to
-// look at them again.
+// Package sources knows what a build reads, the content of those files, and
+// when to look at them again.
 //
-// [Inputs] is what a build reads, [Set] where that lies, [Snapshot] its content
-// at one moment. Watching is level-triggered: two snapshots are compared. A [Watcher]
-// only says that something may have changed; whatever events are lost, doubled
-// or meaningless, the next look finds the truth.
+// [Inputs] is what a build reads, [Set] where that is, [Snapshot] its content
+// at one moment. Watching is level-triggered: two snapshots are compared. A
+// [Watcher] only says that something may have changed; whatever events are
+// lost, doubled or meaningless, the next look finds the truth.
 package sources
 
 import (
@@ -23,11 +23,11 @@ import (
 type Sum [sha256.Size]byte
 
 // Snapshot is the content of a set at one moment. It does not change, so it can
-// be handed on: during a save each file is read and hashed once. A nil Snapshot
+// be handed on: each file is read and hashed only once per save. A nil Snapshot
 // has no files.
 type Snapshot struct {
 	files map[string]file
-	data  map[string][]byte // of a few files, see [Snapshot.Content]
+	data  map[string][]byte // content of a few files; see [Snapshot.Content]
 	taken time.Time         // before the first file was read
 }
 
@@ -55,8 +55,8 @@ func Take(s Set) *Snapshot { return TakeAfter(s, nil) }
 // maxData bounds the bytes that a snapshot keeps of changed files.
 const maxData = 1 << 20
 
-// TakeAfter is [Take] for the sources that follow older ones: the content of
-// what differs is kept for those who have to read it.
+// TakeAfter is [Take], and also keeps the content of files that differ from
+// older, for callers that read them.
 func TakeAfter(s Set, older *Snapshot) *Snapshot {
 	snap, room := newSnapshot(), maxData
 	s.each(func(path string) {
@@ -73,8 +73,9 @@ func TakeAfter(s Set, older *Snapshot) *Snapshot {
 	return snap
 }
 
-// Content returns what a file said; ok is false if it says something else now
-// and the snapshot has not kept it. The caller must not change it.
+// Content returns the content of a file in the snapshot; ok is false if the
+// file has changed since and the snapshot has not kept its content. The caller
+// must not change data.
 func (s *Snapshot) Content(path string) (data []byte, ok bool) {
 	sum, ok := s.Sum(path)
 	if !ok {
@@ -90,7 +91,7 @@ func (s *Snapshot) Content(path string) (data []byte, ok bool) {
 // reads counts the files that were read, for tests.
 var reads atomic.Int64
 
-// read reads a regular file. info is from before it was read.
+// read reads a regular file. info is from before the read.
 func read(path string) (data []byte, info fs.FileInfo, ok bool) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() { // reading a pipe would block
@@ -114,8 +115,9 @@ func (s *Snapshot) Sum(path string) (sum Sum, ok bool) {
 	return f.sum, ok
 }
 
-// Names lists, sorted and relative to it, the files of a package's folder that a
-// Go build may read: those directly in it, and what these patterns embed.
+// Names lists the files of the package's folder dir that a Go build may read:
+// those directly in it, and those that patterns embed. They are sorted and
+// relative to dir.
 func (s *Snapshot) Names(dir string, patterns []string) []string {
 	names := []string{}
 	for path := range s.files {
@@ -171,8 +173,8 @@ func (s *Snapshot) all() map[string]file {
 	return s.files
 }
 
-// Current reports whether the set still has the content of s. It reads only
-// the files whose size or times differ, or were too young to tell anything.
+// Current reports whether the set still has the content of s. It reads only the
+// files whose size or times differ, or are too recent to be trusted.
 func (s *Snapshot) Current(set Set) bool {
 	n, same := 0, true
 	set.each(func(path string) {
@@ -187,14 +189,13 @@ func (s *Snapshot) Current(set Set) bool {
 	return same && n == len(s.all())
 }
 
-// settleTime is how long before a snapshot a file must have been changed last
-// for equal times to mean equal content: some file systems know whole seconds,
-// and some every other.
+// settleTime is how old the last change of a file must be, when a snapshot is
+// taken, for equal times to mean equal content: some file systems store whole
+// seconds, and some only even ones.
 const settleTime = 2*time.Second + 100*time.Millisecond
 
-// Holds reports whether a file still has the content that s saw. What a program
-// writes through a mapping into memory may escape it, for as long as the page
-// is dirty.
+// Holds reports whether a file still has the content that s saw. It may miss
+// what a program writes through a memory mapping, as long as the page is dirty.
 func (s *Snapshot) Holds(path string) bool {
 	f, known := s.files[path]
 	if !known {
@@ -213,8 +214,8 @@ func (s *Snapshot) Holds(path string) bool {
 	return ok && sha256.Sum256(data) == f.sum
 }
 
-// stamp identifies names, sizes and times of everything in s: it is cheaper
-// than the content, and says when to look at that.
+// stamp returns a hash of the names, sizes and times of everything in s: it is
+// cheaper than the content, and says when to look at the content.
 func (s Set) stamp() (sum Sum) {
 	h := sha256.New()
 	s.each(func(path string) {
@@ -227,7 +228,7 @@ func (s Set) stamp() (sum Sum) {
 }
 
 // ChangedSince reports whether a file was written at t or later, as far as its
-// time can show that: one in the future shows nothing.
+// time shows that: a time in the future shows nothing.
 func (s Set) ChangedSince(t time.Time) (changed bool) {
 	now := time.Now()
 	s.each(func(path string) {

@@ -35,7 +35,7 @@ func write(t *testing.T, path, text string) {
 }
 
 // TestWhatCounts is a table of ways to change a folder: after each, the
-// snapshot differs in just the wanted paths.
+// snapshots differ in exactly the wanted paths.
 func TestWhatCounts(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -101,8 +101,8 @@ func TestCopyHoldsStill(t *testing.T) {
 	}
 }
 
-// TestWatcherNotices changes things below watched folders, one after the
-// other, also such that did not exist when the watch began.
+// TestWatcherNotices changes things below watched folders, one after the other,
+// including things that did not exist when the watch began.
 func TestWatcherNotices(t *testing.T) {
 	dir := t.TempDir()
 	out := io.Discard
@@ -116,7 +116,7 @@ func TestWatcherNotices(t *testing.T) {
 	write(t, elsewhere+"/second/x.go", "2")
 	write(t, elsewhere+"/target.go", "1")
 	later := filepath.Join(dir, "not", "yet")
-	link := filepath.Join(t.TempDir(), "link") // whose folder nothing else has watched
+	link := filepath.Join(t.TempDir(), "link") // nothing else has watched its folder
 	os.Symlink(elsewhere+"/first", link)
 	os.Symlink(elsewhere+"/target.go", dir+"/linked.go")
 	away := t.TempDir()
@@ -141,7 +141,7 @@ func TestWatcherNotices(t *testing.T) {
 		func() { os.RemoveAll(dir) },
 		func() { write(t, dir+"/a.go", "again") },
 	} {
-		for quiet := false; !quiet; { // what is left of the change before must not count for this one
+		for quiet := false; !quiet; { // the rest of the previous change must not count for this one
 			select {
 			case <-w.Changed():
 			case <-time.After(30 * time.Millisecond):
@@ -163,9 +163,9 @@ func TestWatcherNotices(t *testing.T) {
 	}
 }
 
-// TestLimitsOfInotify runs the test above where the system has no watch, and
-// no instance, left to give: it is told which setting to raise, and what
-// changes is noticed all the same.
+// TestLimitsOfInotify runs the test above on a system that has no watch, or no
+// instance, left to give: the log names the setting to raise, and changes are
+// noticed anyway.
 func TestLimitsOfInotify(t *testing.T) {
 	if _, err := exec.LookPath("unshare"); err != nil {
 		t.Skip("needs unshare")
@@ -186,7 +186,7 @@ func TestLimitsOfInotify(t *testing.T) {
 	}
 }
 
-// TestAFileSystemWithoutEvents is found out by its kind.
+// TestAFileSystemWithoutEvents is recognized by its kind.
 func TestAFileSystemWithoutEvents(t *testing.T) {
 	dir := t.TempDir()
 	if !sources.PretendNoEvents(t, dir) {
@@ -201,7 +201,7 @@ func TestAFileSystemWithoutEvents(t *testing.T) {
 	}
 }
 
-// TestChangedSince goes by the times of files, as far as they can be right.
+// TestChangedSince uses the times of files, as far as they can be trusted.
 func TestChangedSince(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "1")
@@ -224,8 +224,8 @@ func TestChangedSince(t *testing.T) {
 	}
 }
 
-// TestCurrent changes a set after its snapshot, also in ways that leave the
-// size and the settable times of a file as they were.
+// TestCurrent changes a set after its snapshot, also in ways that keep the size
+// and the settable times of a file.
 func TestCurrent(t *testing.T) {
 	old := time.Now().Add(-time.Hour)
 	for _, tt := range []struct {
@@ -263,7 +263,7 @@ func TestCurrent(t *testing.T) {
 	}
 }
 
-// TestAPipeIsNoSource: reading one would block whoever looks.
+// TestAPipeIsNoSource: reading one would block.
 func TestAPipeIsNoSource(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "1")
@@ -277,8 +277,8 @@ func TestAPipeIsNoSource(t *testing.T) {
 	}
 }
 
-// TestNames lists what may be read of one package, wherever else the snapshot
-// has been.
+// TestNames lists what may be read of one package, although the snapshot has
+// other folders too.
 func TestNames(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a.go", "a_test.go", "README.md", "page.html", "deep/b.go", "web/dist/app.js", "config/main.yaml"} {
@@ -301,8 +301,9 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestCoarseTimes: a file that has changed within the second before the snapshot
-// is read again, whatever its times say: some file systems know no more.
+// TestCoarseTimes: a file that changed within the second before the snapshot is
+// read again, whatever its times say, because some file systems store only
+// whole seconds.
 func TestCoarseTimes(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "old")
@@ -312,7 +313,7 @@ func TestCoarseTimes(t *testing.T) {
 		t.Errorf("a young file was read %d times, want once", reads)
 	}
 	past := time.Now().Add(-time.Hour)
-	os.Chtimes(dir+"/a.go", past, past) // which the inode's own time tells
+	os.Chtimes(dir+"/a.go", past, past) // the inode's own time shows it
 	if reads := sources.CountReads(func() { snap.Current(set) }); reads != 1 {
 		t.Errorf("a file with an old time of a young inode was read %d times, want once", reads)
 	}

@@ -4,7 +4,7 @@ package sources
 
 import "io/fs"
 
-// stampOf has no time that a program cannot set, so files are always read.
+// stampOf has only times that a program can set here, so files are always read.
 func stampOf(info fs.FileInfo) stamp {
 	return stamp{size: info.Size(), modified: info.ModTime()}
 }

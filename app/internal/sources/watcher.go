@@ -51,8 +51,8 @@ func New(log *slog.Logger) *Watcher {
 // Changed receives when something may have changed since it was received last.
 func (w *Watcher) Changed() <-chan struct{} { return w.look }
 
-// Watch changes what is watched. Directories that do not exist yet are
-// noticed when they come.
+// Watch replaces the watched set. Directories that do not exist yet are noticed
+// when they appear.
 func (w *Watcher) Watch(s Set) {
 	w.mu.Lock()
 	w.set = s
@@ -61,7 +61,7 @@ func (w *Watcher) Watch(s Set) {
 	w.notify()
 }
 
-// Close ends the watching.
+// Close ends the watching and waits for it.
 func (w *Watcher) Close() {
 	close(w.close)
 	if w.fs != nil {
@@ -78,9 +78,9 @@ func (w *Watcher) notify() {
 }
 
 // arm adds a watch for each directory of the set, or for its nearest ancestor
-// that exists, and removes those that are not wanted any more. A directory
-// that comes between being looked for and its parent being watched gives no
-// event, so it looks again until nothing is new.
+// that exists, and removes watches that are no longer wanted. A directory that
+// appears after arm has looked for it and before its parent is watched gives no
+// event, so arm looks again until nothing is new.
 func (w *Watcher) arm() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -110,7 +110,7 @@ func (w *Watcher) arm() {
 	}
 }
 
-// wanted is the directories whose events say when to look. w.mu is held.
+// wanted returns the directories whose events say when to look. w.mu is held.
 func (w *Watcher) wanted() map[string]bool {
 	dirs := map[string]bool{}
 	for _, dir := range slices.Concat(w.set.Dirs, w.set.Folders) {
@@ -136,8 +136,8 @@ func (w *Watcher) wanted() map[string]bool {
 	return dirs
 }
 
-// linked is where the symbolic links in dir, and dir itself if it is one, lead
-// to and may be changed.
+// linked returns the directories in which the targets of the symbolic links in
+// dir can change, and the parent of dir if dir itself is a link.
 func linked(dir string) (dirs []string) {
 	if info, err := os.Lstat(dir); err == nil && info.Mode()&fs.ModeSymlink != 0 {
 		dirs = append(dirs, filepath.Dir(dir))
@@ -154,7 +154,7 @@ func linked(dir string) (dirs []string) {
 	return dirs
 }
 
-// existing is dir or its nearest ancestor that is a directory.
+// existing returns dir or its nearest ancestor that is a directory.
 func existing(dir string) string {
 	for {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() || dir == filepath.Dir(dir) {
@@ -164,8 +164,8 @@ func existing(dir string) string {
 	}
 }
 
-// armAgain arms when run says so: run itself must never wait for fsnotify,
-// which waits for it.
+// armAgain calls arm when run asks for it: run must never wait for fsnotify,
+// which waits for run.
 func (w *Watcher) armAgain() {
 	for {
 		select {
@@ -178,7 +178,7 @@ func (w *Watcher) armAgain() {
 	}
 }
 
-// run passes events on. Which file they are about does not matter: looking is
+// run passes events on. Which file they are about does not matter: a look is
 // cheap, and the content decides.
 func (w *Watcher) run() {
 	for {
@@ -214,7 +214,7 @@ func (w *Watcher) poll(dir string, err error) {
 	w.polled(dir, err)
 }
 
-// polled begins to look at intervals, once. w.mu is held.
+// polled starts polling, once. w.mu is held.
 func (w *Watcher) polled(dir string, err error) {
 	if w.polling {
 		return

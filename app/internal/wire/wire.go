@@ -1,9 +1,9 @@
-// Package wire is how two processes of one run_dir talk over control.sock: a
-// JSON object a line, after a hello of each side that agrees on a version.
+// Package wire is how two processes of one run_dir talk over control.sock: one
+// JSON object per line, after a hello from each side to agree on a version.
 //
-// It knows framing, versions and deadlines, and nothing of what is said: see
-// app/client for what a command-line client says, app/internal/control for
-// what the supervisor and its workers say. The processes may be of different
+// It knows framing, versions and deadlines, but not the messages: see
+// app/client for those of command-line clients, and app/internal/control for
+// those of the supervisor and its workers. The processes may be different
 // builds: within a version, fields are only added, and a message of an unknown
 // type is ignored.
 package wire
@@ -36,7 +36,7 @@ const (
 	roleSupervisor = "supervisor"
 )
 
-// Socket is the control socket of a run_dir.
+// Socket returns the path of a run_dir's control socket.
 func Socket(runDir string) string { return filepath.Join(runDir, "control.sock") }
 
 // Hello introduces a process.
@@ -44,7 +44,7 @@ type Hello struct {
 	Protocol    int    `json:"protocol"`
 	MinProtocol int    `json:"min_protocol"`
 	Role        string `json:"role"`
-	PID         int    `json:"pid"` // of this process, unless it is set
+	PID         int    `json:"pid"` // this process's PID, unless set
 	Generation  int    `json:"generation,omitempty"`
 }
 
@@ -70,7 +70,8 @@ func versions() (v, lowest int) {
 	return v, lowest
 }
 
-// ErrGarbled is returned for a line that is no message. The next may be one.
+// ErrGarbled is returned for a line that is not a message. The next line may be
+// one.
 var ErrGarbled = errors.New("not a message")
 
 // Conn is one connection. Send is safe for concurrent use; Receive is for one
@@ -81,7 +82,7 @@ type Conn struct {
 	mu   sync.Mutex // serializes writes
 }
 
-// sendTimeout bounds a write to a process that does not read any more.
+// sendTimeout bounds a write to a process that no longer reads.
 const sendTimeout = 10 * time.Second
 
 // Dial connects to the supervisor behind path and agrees on a version.
@@ -93,8 +94,8 @@ func Dial(path string, h Hello) (*Conn, error) {
 	return Greet(conn, h)
 }
 
-// Greet is [Dial] on a connection that is there already. It takes
-// responsibility for conn, also when it fails.
+// Greet is [Dial] for an existing connection. It takes responsibility for conn,
+// even when it fails.
 func Greet(conn net.Conn, h Hello) (*Conn, error) {
 	c := &Conn{conn: conn, in: bufio.NewReader(conn)}
 	if _, err := c.greet(h); err != nil {
@@ -104,8 +105,8 @@ func Greet(conn net.Conn, h Hello) (*Conn, error) {
 	return c, nil
 }
 
-// Accept greets a process that has connected. It takes responsibility for
-// conn, also when it fails.
+// Accept greets a process that has connected. It takes responsibility for conn,
+// even when it fails.
 func Accept(conn net.Conn) (*Conn, *Hello, error) {
 	c := &Conn{conn: conn, in: bufio.NewReader(conn)}
 	h, err := c.greet(Hello{Role: roleSupervisor})
@@ -116,8 +117,8 @@ func Accept(conn net.Conn) (*Conn, *Hello, error) {
 	return c, h, nil
 }
 
-// greet sends and receives at the same time, so that it works on connections
-// without a buffer too.
+// greet sends and receives at the same time, so that it also works on
+// unbuffered connections.
 func (c *Conn) greet(mine Hello) (*Hello, error) {
 	mine.Protocol, mine.MinProtocol = versions()
 	if mine.PID == 0 {
@@ -161,8 +162,8 @@ func (c *Conn) Send(message any) error {
 	return nil
 }
 
-// Receive stores the next message in message, a pointer, and waits for it as
-// long as it takes.
+// Receive waits for the next message, without a limit, and stores it in
+// message, a pointer.
 func (c *Conn) Receive(message any) error {
 	line, err := c.in.ReadBytes('\n')
 	if err != nil {

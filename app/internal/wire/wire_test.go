@@ -38,7 +38,7 @@ func listen(t *testing.T) (path string, accepted <-chan net.Conn) {
 	return path, conns
 }
 
-// message is one of some protocol.
+// message is a message of some protocol.
 type message struct {
 	Type  string `json:"type"`
 	Error string `json:"error,omitempty"`
@@ -79,7 +79,7 @@ func TestAConversation(t *testing.T) {
 	}
 }
 
-// TestStrangers talk something else, or another version.
+// TestStrangers speak another protocol, or another version.
 func TestStrangers(t *testing.T) {
 	for _, tt := range []struct{ name, says, want string }{
 		{"garbage", "garbage\n", "not a message"},
