@@ -260,12 +260,13 @@ func TestWhatIsNoneOfItsBusiness(t *testing.T) {
 func TestInputs_areAllThatABuildReads(t *testing.T) {
 	t.Chdir(t.TempDir())
 	write(t, nil, map[string]string{
-		"go.mod": "module example.com/x\n\ngo 1.26\n", "default.pgo": "",
-		"x.go":    "package main\n\nimport \"embed\"\n\n//go:embed one.txt all:pages *.html\nvar _ embed.FS\n\nfunc main() {}\n",
-		"c.go":    "package main\n\nimport \"C\"\n",
-		"one.txt": "", "a.html": "", "pages/deep/.hidden": "",
-		"x.c": "", "x.cc": "", "x.cpp": "", "x.cxx": "", "x.m": "", "x.h": "", "x.hh": "", "x.hpp": "", "x.hxx": "",
-		"x.f": "", "x.F": "", "x.for": "", "x.f90": "", "x.s": "", "x.S": "", "x.sx": "", "x.swig": "", "x.swigcxx": "", "x.syso": "",
+		"go.mod": "module example.com/x\n\ngo 1.26\n", "default.pgo": "x",
+		"x.go":      "package main\n\nimport _ \"example.com/x/e\"\n\nfunc main() {}\n",
+		"e/e.go":    "package e\n\nimport \"embed\"\n\n//go:embed one.txt all:pages web/*.html\nvar _ embed.FS\n",
+		"c.go":      "package main\n\nimport \"C\"\n",
+		"e/one.txt": "x", "e/web/a.html": "x", "e/pages/deep/.hidden": "x",
+		"x.c": "x", "x.cc": "x", "x.cpp": "x", "x.cxx": "x", "x.m": "x", "x.h": "x", "x.hh": "x", "x.hpp": "x", "x.hxx": "x",
+		"x.f": "x", "y.F": "x", "x.for": "x", "x.f90": "x", "x.s": "x", "y.S": "x", "x.sx": "x", "x.swig": "x", "x.swigcxx": "x", "x.syso": "x",
 	})
 	_, b := newDirect(t)
 	wd, err := os.Getwd()
@@ -277,29 +278,31 @@ func TestInputs_areAllThatABuildReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	snap := sources.Take(in.Set())
-	out, err := run(t.Context(), proc.Command{Args: []string{"go", "list", "-e", "-json", "."}, Env: []string{"CGO_ENABLED=1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all map[string]any
-	if err := json.Unmarshal(out, &all); err != nil {
-		t.Fatal(err)
-	}
 	lists := 0
-	for kind, list := range all {
-		names, ok := list.([]any)
-		if !ok || !strings.HasSuffix(kind, "Files") {
-			continue
+	for _, dir := range []string{".", "./e"} {
+		out, err := run(t.Context(), proc.Command{Args: []string{"go", "list", "-e", "-json", dir}, Env: []string{"CGO_ENABLED=1"}})
+		if err != nil {
+			t.Fatal(err)
 		}
-		lists++
-		for _, name := range names {
-			if _, ok := snap.Sum(filepath.Join(wd, name.(string))); !ok {
-				t.Errorf("%s: nobody reads %s", kind, name)
+		var all map[string]any
+		if err := json.Unmarshal(out, &all); err != nil {
+			t.Fatal(err)
+		}
+		for kind, list := range all {
+			names, ok := list.([]any)
+			if !ok || !strings.HasSuffix(kind, "Files") {
+				continue
+			}
+			lists++
+			for _, name := range names {
+				if _, ok := snap.Sum(filepath.Join(wd, dir, name.(string))); !ok {
+					t.Errorf("%s: nobody reads %s", kind, name)
+				}
 			}
 		}
 	}
-	if lists < 11 {
-		t.Errorf("the go command has only %d lists of files: %v", lists, all)
+	if lists < 13 {
+		t.Errorf("the go command has only %d lists of files", lists)
 	}
 	for _, name := range []string{"go.mod", "default.pgo"} {
 		if _, ok := snap.Sum(filepath.Join(wd, name)); !ok {
