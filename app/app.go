@@ -1,28 +1,27 @@
-// Package app is everything that the command line calls, and the map of the
-// rooms behind it.
+// Package app is everything that the command line calls, and a map of the
+// packages behind it.
 //
 // An orchestrator is several processes of one binary:
 //
 //	Supervise   the stable process: app/internal/supervisor
 //	Work        one generation of the program: app/internal/worker
-//	Check       neither: it looks at a configuration
+//	Check       no process: it checks a configuration
 //
-// The rooms of app/internal, from top to bottom; arrows between them point down
-// only:
+// The packages of app/internal, from top to bottom; imports point down only:
 //
-//	supervisor   starts generations, has one replace the other, watches, builds
+//	supervisor   starts generations, replaces one with the next, watches, builds
 //	worker       runs modules, hands over to the next generation
 //	contract     what is asked of a module: the table of hooks, states, panics
-//	control      what supervisor and worker say to each other
+//	control      the messages between supervisor and worker
 //	serve        listeners, connections, HTTP
-//	build        sources -> binary
-//	sources      what a build reads, what it says, when to look
+//	build        makes a binary from the sources
+//	sources      the files that a build reads: which, their content, when to look
 //	proc         starts and reaps processes
 //	wire         JSON lines between processes of different builds
-//	console      lines for people, which never make anybody wait
+//	console      lines for people; printing never blocks
 //
-// Others may use app/client, which talks to a running program, and, in the
-// modules they write, app/eventbus and app/apptest.
+// Other repositories may import app/client, which talks to a running program,
+// and for the modules they write app/eventbus and app/apptest.
 package app
 
 import (
@@ -36,19 +35,18 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// SupervisorOptions are what a supervisor needs to know. Out and Log are set by
-// [Supervise].
+// SupervisorOptions configure a supervisor. [Supervise] sets Out and Log.
 type SupervisorOptions = supervisor.Options
 
-// WorkerOptions are what a generation is made of. Out and Log are set by [Work].
+// WorkerOptions configure a generation. [Work] sets Out and Log.
 type WorkerOptions = worker.Options
 
-// flushTime is how long the last lines may take to be printed.
+// flushTime is how long printing the last lines may take.
 const flushTime = time.Second
 
-// Supervise is the life of the stable process. It returns the program's exit
-// code. It prints to stderr, and to a logger that log makes, and never waits
-// for whoever reads that.
+// Supervise runs the stable process until the program ends, and returns the
+// program's exit code. It prints to stderr and to the logger that log returns,
+// and never waits for their readers.
 func Supervise(opts SupervisorOptions, stderr io.Writer, log func(io.Writer) *slog.Logger) (int, error) {
 	out := console.New(stderr)
 	defer out.Flush(flushTime)
@@ -56,8 +54,8 @@ func Supervise(opts SupervisorOptions, stderr io.Writer, log func(io.Writer) *sl
 	return supervisor.Run(opts)
 }
 
-// Work is the life of one generation's process. It returns its exit code, and
-// prints as [Supervise] does.
+// Work runs one generation until it ends, and returns its process's exit code.
+// It prints as [Supervise] does.
 func Work(opts WorkerOptions, stderr io.Writer, log func(io.Writer) *slog.Logger) int {
 	out := console.New(stderr)
 	defer out.Flush(flushTime)
@@ -65,10 +63,10 @@ func Work(opts WorkerOptions, stderr io.Writer, log func(io.Writer) *slog.Logger
 	return worker.Run(opts)
 }
 
-// Check finds what is wrong with a configuration and a list of modules before
-// anything is started. Factories are called, nothing else of a module is.
+// Check checks a configuration and a list of modules without starting anything.
+// Of a module it calls only the factory, State and DependsOn.
 func Check(file string, list modules.List) error { return worker.Check(file, list) }
 
-// Version is that of this orchestrator. CHANGELOG.md and config/main.yaml name
-// the same one, which a test checks.
+// Version is the version of this orchestrator. A test checks that CHANGELOG.md
+// and config/main.yaml have the same.
 const Version = "0.1.0"

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// files yields the files of this repository that git would have, with their
-// paths from its root.
+// files returns the files of this repository with these extensions, except those
+// that git ignores. Their paths begin with "../".
 func files(t *testing.T, ext ...string) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir("..", func(path string, e fs.DirEntry, err error) error {
@@ -36,7 +36,7 @@ func files(t *testing.T, ext ...string) (paths []string) {
 	return paths
 }
 
-// TestDocsNameTestsThatExist: each promise in the docs has its test.
+// TestDocsNameTestsThatExist checks that the tests named in the docs exist.
 func TestDocsNameTestsThatExist(t *testing.T) {
 	exist := map[string]bool{} // "TestX" and "package.TestX"
 	for _, path := range files(t, ".go") {
@@ -72,7 +72,7 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 	}
 }
 
-// TestDocsNameScriptsThatExist likewise.
+// TestDocsNameScriptsThatExist does the same for scripts.
 func TestDocsNameScriptsThatExist(t *testing.T) {
 	text, err := os.ReadFile("../docs/GUARANTEES.md")
 	if err != nil {
@@ -96,5 +96,5 @@ func TestDocsNameScriptsThatExist(t *testing.T) {
 	}
 }
 
-// notScripts are settings and outcomes that look like a script's name.
+// notScripts are settings and outcomes that look like the name of a script.
 var notScripts = map[string]bool{"hot_reload": true, "rolled_back": true, "run_dir": true, "last_crash": true, "max_state": true, "hook_timeout": true, "drop_state": true}

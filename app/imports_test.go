@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// rules are the arrows of docs/ARCHITECTURE.md: which package may not import
-// what, and why. A name that ends with /... means all packages below it too;
-// "." is this whole module. Allowed are the exceptions to a rule.
+// rules are the arrows of docs/ARCHITECTURE.md: which package must not import
+// what, and why. A name that ends with /... includes all packages below it; "."
+// is this whole module. allowed has the exceptions to a rule.
 var rules = []struct {
 	from, not, why string
 	allowed        []string
@@ -53,8 +53,8 @@ var rules = []struct {
 	{from: "modules/chat", not: "handoff", why: "the same"},
 }
 
-// owners are the third-party libraries and the one package that imports each,
-// so that one can be replaced in one place.
+// owners has the third-party libraries and the only package that imports each,
+// so that each can be replaced in one place.
 var owners = map[string]string{
 	"github.com/cloudflare/tableflip": "handoff",
 	"github.com/fsnotify/fsnotify":    "app/internal/sources",
@@ -66,7 +66,8 @@ var owners = map[string]string{
 	"github.com/gobwas/ws":            "app/e2e/e2etest/fixtures/zoo",
 }
 
-// everywhere may be imported by all: it is empty except in programs for tests.
+// everywhere is a package that all may import: it does nothing except in
+// programs for tests.
 const everywhere = "handoff/failpoint"
 
 func TestImportsPointDown(t *testing.T) {
@@ -109,7 +110,7 @@ func TestImportsPointDown(t *testing.T) {
 	}
 }
 
-// packages is the module's path, and what each of its packages imports.
+// packages returns the module's path and the imports of each of its packages.
 func packages(t *testing.T) (module string, imports map[string][]string) {
 	t.Helper()
 	imports = map[string][]string{}

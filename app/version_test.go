@@ -8,8 +8,8 @@ import (
 	"example.org/orchestrator/app"
 )
 
-// TestTheVersionIsTheSameEverywhere: what `version` prints, what the shipped
-// configuration says, and the newest entry of the changelog.
+// TestTheVersionIsTheSameEverywhere compares what `version` prints, the shipped
+// configuration and the newest entry of the changelog.
 func TestTheVersionIsTheSameEverywhere(t *testing.T) {
 	for file, want := range map[string]string{
 		"../config/main.yaml": "\n  version: " + app.Version + "\n",

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// forbidden are words that a native speaker has to read twice, or that this
-// project has another word for: see docs/GLOSSARY.md.
+// forbidden has words that a native speaker has to read twice, or for which this
+// project has another word: see docs/GLOSSARY.md.
 var forbidden = []struct{ word, instead string }{
 	{`\bshall\b`, "will, must, or the present tense"},
 	{`\b[Tt]ells (whether|if)\b`, "reports whether"},
@@ -29,8 +29,8 @@ var forbidden = []struct{ word, instead string }{
 	{`\bfixedConn\b|\bfixed connections?\b`, "pinned"},
 }
 
-// exceptions may use these words: what explains them, what is history, and what
-// is part of a protocol.
+// exceptions are files that may use these words: they explain them, or are
+// history.
 var exceptions = []string{
 	"../app/words_test.go",
 	"../docs/GLOSSARY.md",

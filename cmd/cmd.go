@@ -1,8 +1,7 @@
-// Package cmd is the command line. [Main] is a whole program; what modules it
-// has is up to the caller.
+// Package cmd is the command line. [Main] is a whole program with the modules
+// that the caller gives it.
 //
-// Each command has a file of its own. Adding one means: its file, and its line
-// in [command].
+// Each command has a file of its own and a line in [command].
 package cmd
 
 import (
@@ -26,7 +25,7 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// exitError ends the program with a code.
+// exitError ends the program with an exit code.
 type exitError struct {
 	code int
 	err  error // printed unless nil
@@ -41,8 +40,8 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// exit is an error that ends the program with code, nil for 0. The reason has
-// been printed.
+// exit returns an error that ends the program with code and prints nothing; nil
+// for code 0.
 func exit(code int) error {
 	if code == client.ExitOK {
 		return nil
@@ -64,7 +63,7 @@ func run(list modules.List, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return client.ExitOK
 	}
-	code := client.ExitUsage // what cobra itself refuses
+	code := client.ExitUsage // an error of cobra itself
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code, err = exit.code, exit.err
@@ -100,7 +99,7 @@ func command(list modules.List) *cobra.Command {
 	return root
 }
 
-// failure gives an error of package client its exit code.
+// failure adds the exit code to an error of package client.
 func failure(err error) error {
 	var nobody *client.NotRunningError
 	if errors.As(err, &nobody) {
@@ -109,7 +108,7 @@ func failure(err error) error {
 	return &exitError{client.ExitFailed, err}
 }
 
-// invalid gives an error about a configuration its exit code.
+// invalid adds the exit code to an error about a configuration.
 func invalid(err error) error {
 	if config.IsInvalid(err) {
 		return &exitError{client.ExitUsage, err}
@@ -121,13 +120,12 @@ func printJSON(w io.Writer, v any) error {
 	return json.NewEncoder(w).Encode(v)
 }
 
-// withoutSIGPIPE has writes to a terminal or a pipe whose other end is gone
-// fail. Otherwise they would end the process without a Shutdown.
+// withoutSIGPIPE makes writes to a closed terminal or pipe fail. Otherwise they
+// would end the process without a Shutdown.
 func withoutSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
-// program is the path that this program was started by. [os.Executable] would
-// be what a symbolic link in it led to at that time, and a reload is to follow
-// one that was changed since then.
+// program returns the path by which this program was started. [os.Executable]
+// resolves symbolic links, but a reload must follow one that was changed since.
 func program() (string, error) {
 	running, err := os.Executable()
 	if err != nil {
@@ -138,7 +136,7 @@ func program() (string, error) {
 		started, err = filepath.Abs(started)
 	}
 	if err != nil || !sameFile(started, running) {
-		return running, nil // whoever started it has named it otherwise
+		return running, nil // it was started with another name in argv[0]
 	}
 	return started, nil
 }
@@ -149,7 +147,7 @@ func sameFile(a, b string) bool {
 	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
-// mainPackage is the import path this program was built from.
+// mainPackage returns the import path that this program was built from.
 func mainPackage() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Path != "" && info.Path != "command-line-arguments" {
 		return info.Path

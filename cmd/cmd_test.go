@@ -17,8 +17,8 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// These tests run the command line in this process. Instead of a program there
-// is a socket that answers what the test wants.
+// These tests run the command line in this process, against a socket that answers
+// with what the test wants instead of a program.
 
 type plain struct{}
 
@@ -27,7 +27,7 @@ func (plain) Shutdown(context.Context) error                                  { 
 
 var compiledIn = modules.List{{Name: "plain", New: func() modules.Module { return plain{} }}}
 
-// commandLine runs a command in a folder of its own.
+// commandLine runs a command in the working directory.
 func commandLine(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -35,7 +35,7 @@ func commandLine(t *testing.T, args ...string) (stdout, stderr string, code int)
 	return out.String(), errs.String(), code
 }
 
-// inFolder has the test work in a folder with this configuration.
+// inFolder makes a new folder with this configuration the working directory.
 func inFolder(t *testing.T, config string) (dir string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cmd") // the name of a socket must be short
@@ -53,7 +53,8 @@ func inFolder(t *testing.T, config string) (dir string) {
 	return dir
 }
 
-// answering is a program that answers one client with these lines, and returns what it was asked.
+// answering starts a program that answers one client with these lines. asked
+// receives the client's question.
 func answering(t *testing.T, answers ...string) (asked <-chan map[string]any) {
 	t.Helper()
 	if err := os.MkdirAll(".orchestrator", 0o755); err != nil {

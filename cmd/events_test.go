@@ -34,7 +34,8 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// TestEvents_endWithTheProgram, and that is a failure: more was to come.
+// TestEvents_endWithTheProgram checks that this is a failure: more events were
+// asked for.
 func TestEvents_endWithTheProgram(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `{"type":"event","event":{"seq":1,"topic":"a","data":null}}`)

@@ -7,8 +7,8 @@ import (
 	"example.org/orchestrator/app/client"
 )
 
-// TestReload_exitCodes has one outcome of each kind: what is printed, and what
-// a script sees.
+// TestReload_exitCodes has one outcome of each kind, with what is printed and
+// the exit code.
 func TestReload_exitCodes(t *testing.T) {
 	for _, tt := range []struct {
 		name, outcome, want string

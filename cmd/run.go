@@ -33,8 +33,8 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 	}
 }
 
-// supervisorOptions reads the configuration. In development a wrong one does
-// not matter yet: only the build to come knows all its modules.
+// supervisorOptions reads the configuration. In development an invalid one is
+// not an error yet: only the build to come knows all modules.
 func supervisorOptions(list modules.List, file string) (app.SupervisorOptions, error) {
 	hot := config.HotReload(file)
 	cfg, err := config.Load(file, list.Names())

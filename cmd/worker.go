@@ -7,7 +7,8 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// workerCommand is how the supervisor and older generations start a worker.
+// workerCommand is the command with which the supervisor and old generations
+// start a worker.
 func workerCommand(list modules.List, file *string) *cobra.Command {
 	c := &cobra.Command{Use: "worker", Hidden: true, Args: cobra.NoArgs}
 	runDir := c.Flags().String("run-dir", "", "")

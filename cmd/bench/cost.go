@@ -32,13 +32,13 @@ func (m *Many) Initialize(context.Context, *eventbus.Bus, modules.Config) error 
 func (m *Many) Shutdown(context.Context) error { return nil }
 `
 
-// cost is what a reload takes at one size of something.
+// cost is what a reload costs at one size of something.
 type cost struct {
 	size         int
 	pause, total []float64
 }
 
-// costs reloads to the same binary a few times.
+// costs measures a few reloads to the same binary.
 func costs(p *e2etest.Project, binary string, size int) cost {
 	c := cost{size: size}
 	for range 7 {
@@ -121,8 +121,8 @@ func reloadCost(t *measurement, _ int) {
 	}
 }
 
-// plotCosts draws the whole time of reloads against modules and MiB, both
-// axes logarithmic: a line of slope one is linear.
+// plotCosts draws the total time of reloads against modules and MiB. Both axes
+// are logarithmic: linear cost is a line of slope one.
 func plotCosts(modules, states []cost) string {
 	const left, width, height = 60, 480, 260
 	x := func(size int) float64 { return left + math.Log10(float64(size))/math.Log10(1024)*width }

@@ -1,15 +1,14 @@
 //go:build unix
 
-// Command bench measures how fast the orchestrator is, beside what else there
-// is, and writes docs/BENCHMARKS.md:
+// Command bench measures how fast the orchestrator and its alternatives are, and
+// writes docs/BENCHMARKS.md:
 //
 //	go run ./cmd/bench [-edits N] save      from a save to the new code serving
 //	go run ./cmd/bench [-edits N] failure   from a mistake to its message
 //	go run ./cmd/bench [-edits N] heavy     save, with all of Caddy linked in
 //	go run ./cmd/bench cost                 reloads of many modules, large states, large trees
 //
-// Pauses, throughput and states of 1 GiB are measured by Go benchmarks: see
-// make bench.
+// Go benchmarks measure pauses, throughput and states of 1 GiB: see make bench.
 package main
 
 import (
@@ -41,13 +40,13 @@ func main() {
 	}
 }
 
-// measurement is what a measurement needs of the program around it. A failure
-// ends it by a panic, which [measure] turns into an error.
+// measurement is what a measurement needs from this program. A failure ends it
+// with a panic, which [measure] turns into an error.
 type measurement struct{ cleanups []func() }
 
 type failure struct{ error }
 
-// measure runs do and cleans up, whatever happens.
+// measure runs do and always cleans up.
 func measure(do func(*measurement, int), edits int) (err error) {
 	m := &measurement{}
 	defer func() {
@@ -74,10 +73,10 @@ func (m *measurement) Fatalf(format string, args ...any) {
 // Fatal ends the measurement.
 func (m *measurement) Fatal(args ...any) { panic(failure{errors.New(fmt.Sprint(args...))}) }
 
-// Logf tells the one who waits.
+// Logf prints progress.
 func (m *measurement) Logf(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
-// Cleanup has f called at the end, the last one first.
+// Cleanup registers f to be called at the end, the last one first.
 func (m *measurement) Cleanup(f func()) { m.cleanups = append(m.cleanups, f) }
 
 // TempDir makes a folder that is removed at the end.

@@ -31,11 +31,11 @@ var peers = map[string]string{
 // contender is one way to get from a save to the running code.
 type contender struct {
 	name   string
-	start  func(p *e2etest.Project) []string // the command to leave running, nil for none
-	once   func(p *e2etest.Project) error    // what to time after an edit, if nothing runs
-	losses bool                              // requests are sent meanwhile
+	start  func(p *e2etest.Project) []string // returns the command to leave running; nil for none
+	once   func(p *e2etest.Project) error    // is timed after an edit if nothing is left running
+	losses bool                              // count lost requests meanwhile
 
-	prepare func(p *e2etest.Project) // changes the copy before its first build, nil for nothing
+	prepare func(p *e2etest.Project) // changes the copy before its first build; nil for no change
 	p       *e2etest.Project
 	address string
 	lost    *lossCounter
@@ -44,8 +44,8 @@ type contender struct {
 
 const stripped = `-ldflags=-s -w`
 
-// contenders are ours, what is below everything, and the peers, as they come
-// and as well as they can be tuned.
+// contenders returns the orchestrator, the lower bound of compiler and linker,
+// and the peers, with their defaults and tuned as well as possible.
 func contenders() []*contender {
 	build := func(flags ...string) func(p *e2etest.Project) error {
 		return func(p *e2etest.Project) error {
@@ -95,11 +95,11 @@ func runIn(p *e2etest.Project, args ...string) error {
 	return nil
 }
 
-// compileAndLink runs just the commands of the compiler and the linker that go
-// build has run for an edit of the same file.
+// compileAndLink runs only the compiler and linker commands that go build ran for
+// an edit of the same file.
 func compileAndLink(p *e2etest.Project) error { return runIn(p, "sh", "-e", "floor.sh") }
 
-// writeFloor finds those commands out.
+// writeFloor records these commands in floor.sh.
 func writeFloor(p *e2etest.Project) {
 	c := exec.Command("go", "build", "-x", "-work", stripped, "-buildvcs=false", "-o", "bin/app", "./cmd/orchestrator")
 	c.Dir, c.Env = p.Dir, os.Environ()
@@ -113,8 +113,8 @@ func writeFloor(p *e2etest.Project) {
 	p.Write("floor.sh", fmt.Sprintf("WORK=%s\n%s\n", work[1], bytes.Join(commands, []byte("\n"))))
 }
 
-// lossCounter sends a request every few milliseconds, each on a connection of
-// its own, and counts those that are not answered.
+// lossCounter sends a request every few milliseconds, each on its own connection,
+// and counts the requests that are not answered.
 type lossCounter struct {
 	stop         chan struct{}
 	done         sync.WaitGroup
@@ -149,7 +149,7 @@ func (l *lossCounter) end() {
 	l.done.Wait()
 }
 
-// answers is what GET /hello/ says, "" if nothing.
+// answers returns the answer to GET /hello/, "" for none.
 func answers(address string) string {
 	c := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get("http://" + address + "/hello/")
@@ -162,7 +162,7 @@ func answers(address string) string {
 	return strings.TrimSpace(b.String())
 }
 
-// begin starts what is to be left running.
+// begin starts the command to leave running.
 func (c *contender) begin(t *measurement) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
@@ -236,13 +236,13 @@ func (c *contender) edit(t *measurement, n int) {
 	c.took = append(c.took, float64(time.Since(began).Microseconds())/1000)
 }
 
-// quantile of a list that is not empty.
+// quantile returns the q-quantile of a list that is not empty.
 func quantile(list []float64, q float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
 }
 
-// ratios are those of the same turns.
+// ratios returns a/b for each turn.
 func ratios(a, b []float64) []float64 {
 	list := make([]float64, len(a))
 	for i := range a {
@@ -251,13 +251,13 @@ func ratios(a, b []float64) []float64 {
 	return list
 }
 
-// spread is the median, and between which values 80 % lie.
+// spread formats the median and the range of the middle 80 %.
 func spread(format string, list []float64) string {
 	return fmt.Sprintf(format+" ("+format+"–"+format+")", quantile(list, 0.5), quantile(list, 0.1), quantile(list, 0.9))
 }
 
-// race has the contenders take turns with edits, of which the first two do not
-// count, and returns the table of what they took.
+// race times edits with all contenders, which take turns, and returns the table.
+// The first two edits do not count.
 func race(t *measurement, all []*contender, edits int) string {
 	for _, c := range all {
 		c.begin(t)
@@ -265,7 +265,7 @@ func race(t *measurement, all []*contender, edits int) string {
 	for n := range edits + 2 {
 		for _, c := range all {
 			c.edit(t, n)
-			time.Sleep(300 * time.Millisecond) // what each does afterwards is its own
+			time.Sleep(300 * time.Millisecond) // for what each still does afterwards
 		}
 		if n == 1 {
 			for _, c := range all {
@@ -285,8 +285,8 @@ func race(t *measurement, all []*contender, edits int) string {
 	return report.String()
 }
 
-// heavyDependencies measures the same, without the peers, for a program
-// that imports all standard modules of Caddy.
+// heavyDependencies measures the same as saveToServing, without the peers, for a
+// program that imports all standard modules of Caddy.
 func heavyDependencies(t *measurement, edits int) {
 	all := contenders()[:4]
 	for _, c := range all {
@@ -302,8 +302,7 @@ func heavyDependencies(t *measurement, edits int) {
 	writeSection(t, "heavy", turns(edits), table)
 }
 
-// saveToServing measures what edits of one file take with each contender. They
-// take turns.
+// saveToServing measures how long edits of one file take with each contender.
 func saveToServing(t *measurement, edits int) {
 	toolsDir = t.TempDir()
 	for name, at := range peers {
@@ -323,7 +322,7 @@ func saveToServing(t *measurement, edits int) {
 
 func turns(edits int) string { return fmt.Sprintf("%d edits each, which took turns", edits) }
 
-// writeSection puts a table into its place in docs.
+// writeSection writes a table to its section in docs.
 func writeSection(t *measurement, name, how, table string) {
 	const end = "<!-- end -->"
 	file := filepath.Join(e2etest.Repository(), "docs/BENCHMARKS.md")
@@ -368,7 +367,7 @@ func plot(all []*contender) string {
 	return b.String()
 }
 
-// saveToFailure measures how long a mistake takes to be told.
+// saveToFailure measures how long it takes to report a mistake.
 func saveToFailure(t *measurement, edits int) {
 	all := contenders()
 	ours, gobuild := all[0], all[2]

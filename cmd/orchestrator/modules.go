@@ -8,8 +8,8 @@ import (
 	"example.org/orchestrator/modules/kv"
 )
 
-// compiledIn is the list of modules in this program. Which of them run, and
-// in which order, config/main.yaml says.
+// compiledIn is the list of modules in this program. config/main.yaml says which
+// of them run, and in which order.
 var compiledIn = modules.List{
 	{Name: "hello", New: hello.New},
 	{Name: "counter", New: counter.New},

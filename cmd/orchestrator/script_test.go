@@ -15,8 +15,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestScripts runs testdata/script: a script for each promise, which reads
-// like a user's session. Besides testscript's own commands there are
+// TestScripts runs testdata/script: a script for each promise, written as a
+// user's session. In addition to testscript's own commands there are
 //
 //	run [CODE]            orchestrator run; waits until it serves, or for its exit code
 //	orchestrator ARGS     any other command; [!] if it must fail
@@ -25,7 +25,7 @@ import (
 //	post PATH TEXT        POST PATH answers TEXT
 //	logged TEXT...        waits until the program has printed TEXT, in this order
 //	neverlogged TEXT      the program has not printed TEXT
-//	stop                  SIGTERM, and waits for the end
+//	stop                  sends SIGTERM and waits for the end
 func TestScripts(t *testing.T) {
 	type key struct{}
 	of := func(ts *testscript.TestScript) *e2etest.Project { return ts.Value(key{}).(*e2etest.Project) }
@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			p := e2etest.Make(env.T().(e2etest.Reporter), dir)
-			// The files of the script belong into the project.
+			// The files of the script belong in the project.
 			err = filepath.WalkDir(env.WorkDir, func(path string, e os.DirEntry, err error) error {
 				rel, _ := filepath.Rel(env.WorkDir, path)
 				if err != nil || e.IsDir() || strings.HasPrefix(rel, ".tmp") {

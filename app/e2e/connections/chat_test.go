@@ -15,8 +15,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// talker is a client of the chat that sends numbered lines, and checks that it
-// gets those of all others, each once and in order.
+// talker is a client of the chat. It sends numbered lines, and checks that it gets
+// the lines of all others, each once and in order.
 type talker struct {
 	number int
 	conn   net.Conn
@@ -35,7 +35,7 @@ func (k *talker) hear() (string, error) {
 	return strings.TrimSpace(line), err
 }
 
-// talk says a line at each tick until stop, and then how many there were.
+// talk sends a line at each tick until stop, and then the number of lines.
 func (k *talker) talk(stop <-chan struct{}) error {
 	for n := 0; ; n++ {
 		select {
@@ -49,7 +49,7 @@ func (k *talker) talk(stop <-chan struct{}) error {
 	}
 }
 
-// listen hears all that the others say.
+// listen reads the lines of all others, and returns how many there were.
 func (k *talker) listen(clients int) (lines int, err error) {
 	next := make([]int, clients)
 	for ended := 0; ended < clients-1; {
@@ -76,7 +76,7 @@ func (k *talker) listen(clients int) (lines int, err error) {
 	return lines, nil
 }
 
-// joined are n clients of which each hears the others.
+// joined returns n clients that all hear each other.
 func joined(p *e2etest.Project, address string, n int) []*talker {
 	all := make([]*talker, n)
 	for i := range all {
@@ -107,9 +107,9 @@ func joined(p *e2etest.Project, address string, n int) []*talker {
 	return all
 }
 
-// TestChatMissesNoLine has a hundred clients talk through fifty reloads, once
-// with every second one failing: each gets every line of every other one once,
-// in order, on the connection that it has had from the start.
+// TestChatMissesNoLine: a hundred clients talk through fifty reloads, in one case
+// with every second reload failing. Each gets every line of every other client
+// once, in order, on its first connection.
 func TestChatMissesNoLine(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []bool{false, true} {

@@ -13,7 +13,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// realClient is a program of others that says how many of its requests failed.
+// realClient is a third-party program that says how many of its requests failed.
 type realClient struct {
 	name string
 	args []string
@@ -21,7 +21,7 @@ type realClient struct {
 	bad  string // matches what it says of failures
 }
 
-// figures takes the number that pattern captures from text; none is 0.
+// figures returns the sum of the numbers that pattern captures in text.
 func figures(pattern, text string) (sum int) {
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 		for _, digits := range m[1:] {
@@ -34,8 +34,7 @@ func figures(pattern, text string) (sum int) {
 
 const h2loadDone, h2loadBad = `(\d+) succeeded`, `(\d+) failed, (\d+) errored, (\d+) timeout`
 
-// run returns how many requests were answered, and fails the test if any was
-// not.
+// run returns how many requests were answered. It fails the test if any was not.
 func (c realClient) run(t *testing.T) (answered int) {
 	out, err := exec.Command(c.name, c.args...).CombinedOutput()
 	if err != nil {
@@ -50,7 +49,7 @@ func (c realClient) run(t *testing.T) (answered int) {
 	return answered
 }
 
-// have skips the test where the client is not installed.
+// have skips the test if one of these programs is not installed.
 func have(t *testing.T, names ...string) {
 	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
@@ -59,8 +58,8 @@ func have(t *testing.T, names ...string) {
 	}
 }
 
-// TestRealClients has each of them at work while the program reloads all the
-// time, with every fifth candidate failing.
+// TestRealClients runs each of them while the program reloads all the time, with
+// every fifth candidate failing.
 func TestRealClients(t *testing.T) {
 	t.Parallel()
 	have(t, "ab", "wrk", "h2load", "curl")
@@ -83,9 +82,8 @@ func TestRealClients(t *testing.T) {
 	}
 }
 
-// TestRealClientsWithTLS reloads once under h2load, which never connects anew:
-// as long as the drain lasts, every request on its old connections is
-// forwarded.
+// TestRealClientsWithTLS reloads once under h2load, which never connects again:
+// as long as the drain lasts, every request on its old connections is forwarded.
 func TestRealClientsWithTLS(t *testing.T) {
 	t.Parallel()
 	have(t, "h2load")
@@ -95,7 +93,7 @@ func TestRealClientsWithTLS(t *testing.T) {
 			p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 30s", "max_pause: 250ms", "max_pause: 2s")
 			done := make(chan int, 1)
 			var load sync.WaitGroup
-			t.Cleanup(load.Wait) // it speaks to this test
+			t.Cleanup(load.Wait) // it reports to this test
 			load.Go(func() {
 				args := []string{"-c", "8", "-D", "8", "--npn-list=" + protocol, address + "/zoo/echo"}
 				done <- realClient{"h2load", args, h2loadDone, h2loadBad}.run(t)

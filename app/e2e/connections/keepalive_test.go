@@ -12,7 +12,7 @@ import (
 )
 
 // TestKeptConnectionsNeverFail reloads under clients that keep one connection
-// each and never try again; every fifth candidate fails and is rolled back.
+// each and never retry. Every fifth candidate fails.
 func TestKeptConnectionsNeverFail(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{32, 512} {
@@ -21,7 +21,7 @@ func TestKeptConnectionsNeverFail(t *testing.T) {
 			p, b := e2etest.Light(t)
 			place := p.Path("failpoint")
 			p.Edit("config/main.yaml", "drain: 500ms", "drain: 20s")        // the machine is shared with many clients
-			p.Edit("config/main.yaml", "max_pause: 250ms", "max_pause: 2s") // and so is the pause
+			p.Edit("config/main.yaml", "max_pause: 250ms", "max_pause: 2s") // for the same reason
 			p.StartWith("ORCHESTRATOR_FAILPOINT=" + place)
 			s, err := p.Peek()
 			p.Check(err)

@@ -14,7 +14,7 @@ import (
 )
 
 // TestAConnectionPerRequestNeverFails reloads under clients that open a
-// connection for each request; every fifth reload rolls back.
+// connection for each request. Every fifth reload is rolled back.
 func TestAConnectionPerRequestNeverFails(t *testing.T) {
 	t.Parallel()
 	p, good, bad := e2etest.BinaryProject(t)

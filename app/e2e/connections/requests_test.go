@@ -21,11 +21,11 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// enough is how many reloads clients should go through, to show something.
+// enough is how many reloads clients go through for a meaningful result.
 const enough = 10
 
 // reloadDuring reloads to binary all the time, every fifth time to a candidate
-// that fails, while works are done, again and again until there were enough
+// that fails. Meanwhile it runs works, again and again until there were enough
 // reloads.
 func reloadDuring(p *e2etest.Project, binary string, works ...func()) (reloads int) {
 	var count atomic.Int64
@@ -64,7 +64,7 @@ func reloadDuring(p *e2etest.Project, binary string, works ...func()) (reloads i
 	}
 }
 
-// exchange is what a client sends at once, and what it gets.
+// exchange is what a client sends at once, and the answers to it.
 type exchange struct{ name, method, text, want string }
 
 var exchanges = []exchange{
@@ -94,9 +94,9 @@ func (e exchange) answers(in *bufio.Reader) (string, error) {
 	return strings.Join(got, ","), nil
 }
 
-// TestNoByteOfARequestIsLost has clients that send requests of all kinds in
-// two pieces, cut at every byte, and byte by byte, each always on the same
-// connection, while the program reloads all the time.
+// TestNoByteOfARequestIsLost: while the program reloads all the time, clients
+// send requests of all kinds in two pieces, split at every byte, and byte by
+// byte. Each client keeps its connection.
 func TestNoByteOfARequestIsLost(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.Zoo(t, "drain: 500ms", "drain: 20s", "max_pause: 250ms", "max_pause: 2s")
@@ -133,7 +133,7 @@ func TestNoByteOfARequestIsLost(t *testing.T) {
 		}
 	}
 	leaving, left := make(chan struct{}), make(chan struct{})
-	go func() { // clients that go away in the middle
+	go func() { // clients that leave in the middle of a request
 		defer close(left)
 		for n := 0; ; n++ {
 			select {
@@ -155,9 +155,9 @@ func TestNoByteOfARequestIsLost(t *testing.T) {
 	p.Reloads(binary)
 }
 
-// TestHoldsFindTheirMoment has eight clients on a handler of 3 ms, eight on
-// one of 300 ms, which is longer than the first hold, and eight on one that
-// calls another module: no reload is refused, no request fails.
+// TestHoldsFindTheirMoment: eight clients use a handler that takes 3 ms, eight one
+// that takes 300 ms, which is longer than the first hold, and eight one that
+// calls another module. No reload is refused, no request fails.
 func TestHoldsFindTheirMoment(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.Zoo(t, "drain: 500ms", "drain: 20s")
@@ -203,8 +203,8 @@ func TestHoldsFindTheirMoment(t *testing.T) {
 	t.Logf("answered: %d at 3 ms, %d at 300 ms, %d calls", answered[0].Load(), answered[1].Load(), answered[2].Load())
 }
 
-// TestALongRequestIsNamedOrCancelled waits for app.drain, refuses and names
-// the request, and with --force cancels it with its cause.
+// TestALongRequestIsNamedOrCancelled: after app.drain the reload is refused with
+// the name of the request, or with --force cancels the request with its cause.
 func TestALongRequestIsNamedOrCancelled(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.Zoo(t)
@@ -236,9 +236,9 @@ func TestALongRequestIsNamedOrCancelled(t *testing.T) {
 	}
 }
 
-// TestStreamsThatCannotMoveEndWithACause: an event stream and a connection
-// that was hijacked in the ordinary way hold nothing up, and are left alone by
-// a candidate that fails before it is prepared.
+// TestStreamsThatCannotMoveEndWithACause: an event stream, and a connection that
+// was hijacked by net/http, do not delay a reload. A candidate that fails before
+// it is prepared leaves them alone.
 func TestStreamsThatCannotMoveEndWithACause(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []struct{ path, hello string }{{"/zoo/events", "data: begin"}, {"/zoo/raw", "HTTP/1.1 101"}} {
@@ -313,9 +313,9 @@ func TestFiveThousandIdleConnections(t *testing.T) {
 	t.Logf("%d connections moved, pause %.1f ms, in all %.1f ms", o.Moved, o.StagesMS["pause"], o.TotalMS)
 }
 
-// TestConnectionsThatDoNotFitStay has a candidate that may open few files: what
-// does not fit is served through the old generation, whose answers tell the
-// clients to connect anew.
+// TestConnectionsThatDoNotFitStay: the candidate may open few files. Connections
+// that do not fit are served through the old generation, and their answers ask
+// the clients to connect again.
 func TestConnectionsThatDoNotFitStay(t *testing.T) {
 	t.Parallel()
 	const n, room = 100, 28
@@ -409,9 +409,9 @@ func TestDescriptorsStayFlat(t *testing.T) {
 	}
 }
 
-// TestUnixSockets serves HTTP and the chat on them, keeps both kinds of
-// connections through reloads and rollbacks, leaves no file behind, and takes
-// over one that a crash has left.
+// TestUnixSockets: HTTP and the chat are served on them, both kinds of
+// connections stay through reloads and rollbacks, a file that a crash has left is
+// replaced, and none is left behind.
 func TestUnixSockets(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)

@@ -19,9 +19,9 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestTLSThroughReloads has clients with HTTP/2 and with HTTP/1.1 count up
-// through reloads, of which some fail, while the drain of one overlaps the
-// next: a client that follows the protocol sees no failure.
+// TestTLSThroughReloads: clients of HTTP/2 and HTTP/1.1 count up through reloads.
+// Some reloads fail, and the drain of one overlaps the next. A client that
+// follows the protocol sees no failure.
 func TestTLSThroughReloads(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 20s")
@@ -76,16 +76,17 @@ func TestTLSThroughReloads(t *testing.T) {
 	t.Logf("%d requests, %d connections forwarded", answered.Load(), forwarded)
 }
 
-// TestAForwardedRequestIsWhatItWas compares what a module is told of a request
-// before a reload, and of one on the same connection after it; and it sends a
-// large body. The connection is cut when the drain is over, and counted.
+// TestAForwardedRequestIsWhatItWas compares what a module sees of a request
+// before a reload, and of one on the same connection after it. It also sends a
+// large body. A connection still open at the end of the drain is closed and
+// counted.
 func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 	t.Parallel()
 	for _, h2 := range []bool{true, false} {
 		t.Run(fmt.Sprint("HTTP/2 ", h2), func(t *testing.T) {
 			t.Parallel()
 			p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 10s")
-			p.Edit("config/main.yaml", "drain: 10s", "drain: 3s") // for the generation that comes
+			p.Edit("config/main.yaml", "drain: 10s", "drain: 3s") // for the next generation
 			c, dialled := e2etest.HTTPSClient(h2)
 			defer c.CloseIdleConnections()
 			before, err := e2etest.Ask(c, http.MethodGet, address+"/zoo/origin?a=1;b&c", "")
@@ -108,7 +109,8 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 			p.Wait("the old generation to go", func() bool { return len(p.Processes()) == 2 })
 			s, err := p.Peek()
 			p.Check(err)
-			// HTTP/1.1 has gone when it was told; HTTP/2 at its GOAWAY.
+			// A client of HTTP/1.1 closes after Connection: close, one of
+			// HTTP/2 after GOAWAY.
 			if s.LastReload.Forwarded != 1 || s.LastReload.Closed != 0 {
 				t.Errorf("last reload = %+v, want 1 forwarded, 0 cut", *s.LastReload)
 			}
@@ -124,7 +126,7 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 			}
 			p.Wait("the drain to end", func() bool {
 				s, err := p.Peek()
-				return err == nil && s.LastReload.Closed >= 1 // conn says nothing, so it does not hear anything
+				return err == nil && s.LastReload.Closed >= 1 // nothing is sent on conn, so no answer asks to close it
 			})
 			p.Wait("the old generation to go", func() bool { return len(p.Processes()) == 2 })
 			p.Reloads(binary)
@@ -132,9 +134,9 @@ func TestAForwardedRequestIsWhatItWas(t *testing.T) {
 	}
 }
 
-// TestForwardedRequestsComeBack has clients count up on connections that stay
-// in the old generation, while the new one serves them, is not well, and gives
-// everything back: none fails, and none is counted twice.
+// TestForwardedRequestsComeBack: clients count up on pinned connections of the
+// old generation. The new one serves them, becomes unhealthy and hands everything
+// back. No request fails, and none is counted twice.
 func TestForwardedRequestsComeBack(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 20s", "probation: 300ms", "probation: 10s")
@@ -146,7 +148,7 @@ func TestForwardedRequestsComeBack(t *testing.T) {
 	for range 8 {
 		c, dialled := e2etest.HTTPSClient(true)
 		defer c.CloseIdleConnections()
-		_, err := e2etest.Ask(c, http.MethodPost, address+"/counter/", "") // it is connected
+		_, err := e2etest.Ask(c, http.MethodPost, address+"/counter/", "") // now it is connected
 		p.Check(err)
 		answered.Add(1)
 		clients.Go(func() {
@@ -193,8 +195,8 @@ func TestForwardedRequestsComeBack(t *testing.T) {
 	t.Logf("%d requests", answered.Load())
 }
 
-// TestUpgradesOverTLS: what cannot move and cannot be forwarded says so, and
-// holds no reload up.
+// TestUpgradesOverTLS: a connection that can neither move nor be forwarded gets
+// an error that says so, and does not delay a reload.
 func TestUpgradesOverTLS(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 20s")
@@ -213,7 +215,7 @@ func TestUpgradesOverTLS(t *testing.T) {
 		t.Error("modules.Hijack took a connection of TLS, which cannot move")
 	}
 
-	raw, rawIn := dial() // hijacked in the ordinary way: until the reload
+	raw, rawIn := dial() // hijacked by net/http: lasts until the reload
 	fmt.Fprintf(raw, upgrade, "/zoo/raw")
 	if resp, err := http.ReadResponse(rawIn, nil); err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("an ordinary hijacker got %v, %v", resp, err)
@@ -238,7 +240,7 @@ func TestUpgradesOverTLS(t *testing.T) {
 	}
 }
 
-// TestABadCertificate is refused by check, run and reload, with the file's name.
+// TestABadCertificate: check, run and reload refuse it, and name the file.
 func TestABadCertificate(t *testing.T) {
 	t.Parallel()
 	p, binary, _ := e2etest.TLS(t)

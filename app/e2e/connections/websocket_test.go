@@ -18,9 +18,9 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestWebSocketsStayOpen has clients that send and receive messages through
-// twenty reloads, with and without every second one failing. The module keeps
-// a number for each connection, which must go on, and fragments of frames that
+// TestWebSocketsStayOpen: clients send and receive messages through twenty
+// reloads, with and without every second one failing. The module counts the
+// messages of each connection, and the count must go on. Fragments of frames that
 // arrive around a reload must not be lost.
 func TestWebSocketsStayOpen(t *testing.T) {
 	t.Parallel()

@@ -13,8 +13,9 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestRequestsThatJoin a build get one reload, which does what each wanted; one
-// whose time is over ends nothing that others, or a save, want.
+// TestRequestsThatJoin: requests that join a build get one reload, which does
+// what each asked for. One that expires ends nothing that others, or a save,
+// wait for.
 func TestRequestsThatJoin(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -35,7 +36,7 @@ func TestRequestsThatJoin(t *testing.T) {
 		all.Wait()
 		p.Wait("the save", func() bool { return p.Get("/hello/") == text })
 		drop, plain, hasty := outcomes[0], outcomes[1], outcomes[2]
-		if drop != nil && drop.Verdict == client.Superseded { // the build had ended before they came
+		if drop != nil && drop.Verdict == client.Superseded { // the build ended before they arrived
 			continue
 		}
 		if drop == nil || plain == nil || hasty == nil || drop.Verdict != client.Reloaded || plain.Verdict == client.Failed {
@@ -50,7 +51,8 @@ func TestRequestsThatJoin(t *testing.T) {
 	}
 }
 
-// TestABuildThatCannotBegin is told once, and tried again when there is reason to.
+// TestABuildThatCannotBegin: it is reported once, and tried again on request and
+// after a change.
 func TestABuildThatCannotBegin(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -74,7 +76,7 @@ func TestABuildThatCannotBegin(t *testing.T) {
 	}
 }
 
-// TestHotReloadIsSwitchedOn for a program that has never looked at its sources.
+// TestHotReloadIsSwitchedOn: in a program that has never looked at its sources.
 func TestHotReloadIsSwitchedOn(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -88,8 +90,7 @@ func TestHotReloadIsSwitchedOn(t *testing.T) {
 	p.Wait("the save", func() bool { return p.Get("/hello/") == "Hello, moon" })
 }
 
-// TestARollbackWatchesAgain: the generation that switched watching off is not
-// there any more.
+// TestARollbackWatchesAgain: the generation that switched watching off is gone.
 func TestARollbackWatchesAgain(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)

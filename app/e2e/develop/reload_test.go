@@ -58,7 +58,7 @@ func TestTenSavesWithinASecond(t *testing.T) {
 }
 
 // builds counts the go build processes in the project, but not their children,
-// which look like them until they have become what they are started as.
+// which look like them until they call exec.
 func builds(p *e2etest.Project) (n int) {
 	parents := map[int]int{}
 	for _, pid := range p.Processes() {
@@ -111,7 +111,7 @@ func TestSourcesDecide(t *testing.T) {
 		p.Write("modules/hello/hello_test.go", "package hello\n")
 		p.Write("modules/hello/hello.go~", "nonsense")
 		p.Write("modules/unused/unused.go", "nonsense")
-		// An edit of another module shows that everything before was looked at.
+		// After an edit of another module, all earlier changes have been seen.
 		p.Edit("modules/counter/counter.go", "only GET and POST are understood", "only GET and POST are known")
 		p.Wait("the edit of another module", func() bool { return p.Status().Generation > before.Generation })
 		if s := p.Status(); s.Generation != before.Generation+1 || strings.Join(s.LastReload.Modules, " ") != "counter" {

@@ -102,8 +102,8 @@ func errorText(err error) string {
 	return err.Error()
 }
 
-// failedEvent tells whether module.reload_failed of hello was published for
-// this attempt and stage.
+// failedEvent reports whether module.reload_failed of hello was published for
+// this generation and stage.
 func failedEvent(p *e2etest.Project, generation int, stage string) bool {
 	out, _, _ := p.Command("events", "--json")
 	for _, line := range strings.Split(out, "\n") {

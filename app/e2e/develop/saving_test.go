@@ -15,8 +15,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestEditorsWays saves one file as editors do: each becomes the running code
-// with one reload, and no failure is told.
+// TestEditorsWays saves one file in the ways that editors do. Each save becomes
+// the running code with one reload, and no failure is reported.
 func TestEditorsWays(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -102,8 +102,8 @@ func TestEditorsWays(t *testing.T) {
 	}
 }
 
-// TestNothingElseBuilds changes all that is not in the build, and what is but
-// not in its content: none of it does anything.
+// TestNothingElseBuilds changes files that are not in the build, and touches
+// files that are: neither has any effect.
 func TestNothingElseBuilds(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -120,7 +120,7 @@ func TestNothingElseBuilds(t *testing.T) {
 	p.Check(os.WriteFile(file, []byte(source), 0o600))
 	p.Check(os.MkdirAll(p.Path("modules/hello/empty"), 0o755))
 
-	// A comment builds, but what comes out is what serves.
+	// A comment is built, but the binary is the one that serves.
 	p.Write("modules/hello/hello.go", source+"\n// A comment.\n")
 	p.Wait("it to say that nothing changed", func() bool { return strings.Contains(p.Printed(), "unchanged: the build is the one that serves") })
 	if s := p.Status(); s.Generation != 1 || s.LastReload.Verdict != "unchanged" {
@@ -131,7 +131,7 @@ func TestNothingElseBuilds(t *testing.T) {
 	if s := p.Settled(); s.Generation != 2 || strings.Contains(p.Printed(), "build failed") || strings.Count(p.Printed(), "unchanged:") != 1 {
 		t.Errorf("generation %d: something has built in between", s.Generation)
 	}
-	// By now the packages are known: no go command was needed.
+	// By now the packages are known, so the go command is not needed.
 	p.Wait("a direct build", func() bool {
 		p.Write("modules/hello/hello.go", e2etest.Says(p, fmt.Sprint("Hello, ", time.Now().UnixNano())))
 		want := p.Status().Generation + 1
@@ -140,8 +140,8 @@ func TestNothingElseBuilds(t *testing.T) {
 	})
 }
 
-// TestABranchSwitch changes ten thousand files at once, there and back and
-// there again: the last content serves, after few builds and in little memory.
+// TestABranchSwitch changes ten thousand files at once, then back, then again.
+// The last content serves, after few builds and with little memory.
 func TestABranchSwitch(t *testing.T) {
 	t.Parallel()
 	const packages, files = 100, 100
@@ -170,7 +170,7 @@ func TestABranchSwitch(t *testing.T) {
 	for _, name := range []string{"b", "a", "b", "a", "c"} {
 		branch(name)
 	}
-	builds := 3 + int(time.Since(began)/(2*time.Second)) // while it is written, one may finish each 2 s
+	builds := 3 + int(time.Since(began)/(2*time.Second)) // while the files are written, one may finish every 2 s
 	want := "Hello, world " + strings.Repeat("c", packages)
 	p.Wait("the last content to serve", func() bool { return p.Get("/hello/") == want })
 	after := p.Settled()
@@ -183,12 +183,12 @@ func TestABranchSwitch(t *testing.T) {
 	t.Logf("%d files, five times: generation %d after %d; the supervisor took at most %d MiB", packages*files, after.Generation, before.Generation, e2etest.StatusField(after.SupervisorPID, "VmHWM:"))
 }
 
-// TestABuildDiesWithTheSupervisor kills it in the middle of one.
+// TestABuildDiesWithTheSupervisor kills the supervisor in the middle of a build.
 func TestABuildDiesWithTheSupervisor(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
 	p.StartServing()
-	p.Write("modules/hello/slow.go", "package hello\n\nimport _ \"go/types\"\n") // not there yet: go build
+	p.Write("modules/hello/slow.go", "package hello\n\nimport _ \"go/types\"\n") // a new import, so go build runs
 	p.Wait("the build to begin", func() bool { return builds(p) > 0 })
 	p.Check(p.Cmd.Process.Kill())
 	<-p.Exit
@@ -196,8 +196,8 @@ func TestABuildDiesWithTheSupervisor(t *testing.T) {
 	p.Wait("everything to end", func() bool { return len(p.Processes()) == 0 })
 }
 
-// TestIdleCostsNothing looks at the processor time of both processes while
-// nobody asks for anything.
+// TestIdleCostsNothing measures the processor time of both processes while
+// nothing happens.
 func TestIdleCostsNothing(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -221,8 +221,8 @@ func TestIdleCostsNothing(t *testing.T) {
 	t.Logf("memory: supervisor %d MiB, worker %d MiB", e2etest.Memory(s.SupervisorPID), e2etest.Memory(s.PID))
 }
 
-// TestBuildSettings builds another main package with a flag and with what
-// debuggers need, by the go command alone.
+// TestBuildSettings builds another main package with a flag, with what debuggers
+// need and with the go command only.
 func TestBuildSettings(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -251,7 +251,8 @@ func TestBuildSettings(t *testing.T) {
 	}
 }
 
-// TestASharedPackageNamesItsModules edits one that two of three modules import.
+// TestASharedPackageNamesItsModules edits a package that two of three modules
+// import.
 func TestASharedPackageNamesItsModules(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -267,8 +268,8 @@ func TestASharedPackageNamesItsModules(t *testing.T) {
 	}
 }
 
-// TestAFirstBuildThatCannotBegin starts the program as it is, says so, and
-// builds once the cause is gone; a reload that is asked for meanwhile waits.
+// TestAFirstBuildThatCannotBegin: the program is started as it is, this is said,
+// and it is built once the cause is gone. A reload asked for meanwhile waits.
 func TestAFirstBuildThatCannotBegin(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -293,9 +294,9 @@ func TestAFirstBuildThatCannotBegin(t *testing.T) {
 	p.Wait("the sources to be built", func() bool { return p.Get("/hello/") == "Hello, moon" })
 }
 
-// TestAHalfWrittenConfiguration saves main.yaml as an editor does that truncates
-// it first. An empty file would be a valid one, without any module: it must
-// not be taken for what the author means, nor cost a state.
+// TestAHalfWrittenConfiguration saves main.yaml like an editor that truncates it
+// first. An empty file would be valid, without any module: it must not be taken
+// for what the author means, nor lose a state.
 func TestAHalfWrittenConfiguration(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -310,7 +311,7 @@ func TestAHalfWrittenConfiguration(t *testing.T) {
 		p.Check(os.Truncate(p.Path("config/main.yaml"), 0))
 		<-time.After(30 * time.Millisecond) // the editor's pace
 		p.Write("config/main.yaml", text)
-		slow := time.Since(began) > 200*time.Millisecond // no editor is: it may be believed
+		slow := time.Since(began) > 200*time.Millisecond // slower than any editor: it may be believed
 		if slow && i == 50 {
 			t.Fatal("this machine is too slow to be an editor")
 		}
@@ -328,7 +329,7 @@ func TestAHalfWrittenConfiguration(t *testing.T) {
 		t.Errorf("the counter is %q, want 1", got)
 	}
 
-	// Whoever means it is told how.
+	// An author who means it is told how.
 	p.Check(os.Truncate(p.Path("config/main.yaml"), 0))
 	if o, code := p.Reload(); code != 3 || o.Stage != "config" || !strings.Contains(o.Error, "is empty") {
 		t.Errorf("reload with an empty main.yaml: exit %d, %+v; want 3, and that it is empty", code, o)
@@ -336,6 +337,6 @@ func TestAHalfWrittenConfiguration(t *testing.T) {
 	if got := p.Get("/counter/"); got != "1" {
 		t.Errorf("after it the counter is %q, want 1", got)
 	}
-	p.Write("config/main.yaml", strings.TrimSuffix(e2etest.StandardConfig, "\n")) // no line end, and meant so
+	p.Write("config/main.yaml", strings.TrimSuffix(e2etest.StandardConfig, "\n")) // no newline at the end, on purpose
 	p.Wait("the old path", func() bool { return p.Get("/hello/") == "Hello, world" })
 }

@@ -1,7 +1,8 @@
 //go:build unix
 
-// Package e2etest runs the real program for tests: it builds it, starts it in a
-// folder of its own, talks to it as its users do, and cleans up every process.
+// Package e2etest runs the real program in tests: it builds the program, starts
+// it in a folder of its own, talks to it as users do, and cleans up every
+// process.
 package e2etest
 
 import (
@@ -22,12 +23,12 @@ import (
 )
 
 // Programs are built once for all test binaries: each into a folder that is
-// named after the sources and the way it was built.
+// named after the sources and the build flags.
 
-// maxAge is when a build that nobody has used is removed.
+// maxAge is how long a build may be unused before it is removed.
 const maxAge = 24 * time.Hour
 
-// cached returns the folder that fill has filled, now or in another process.
+// cached returns a folder filled by fill, now or earlier by any process.
 func cached(name string, fill func(dir string) error) (dir string, err error) {
 	base := filepath.Join(os.TempDir(), fmt.Sprintf("orchestrator-e2e-%d", os.Getuid()))
 	if err := os.MkdirAll(base, 0o700); err != nil {
@@ -66,7 +67,7 @@ func cached(name string, fill func(dir string) error) (dir string, err error) {
 	return dir, os.Rename(fresh, dir)
 }
 
-// sourceKey identifies the sources of this repository, and how they are built.
+// sourceKey identifies the sources of this repository and the build flags.
 var sourceKey = sync.OnceValues(func() (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, runtime.Version(), RaceFlag, Repository())
@@ -100,7 +101,7 @@ func eachSource(f func(path, rel string) error) error {
 	})
 }
 
-// goBuild builds the command of the module in dir.
+// goBuild builds the orchestrator command of the module in dir.
 func goBuild(dir, out string, flags ...string) error {
 	args := append([]string{"build", "-buildvcs=false", "-o", out}, flags...)
 	c := exec.Command("go", append(args, "./cmd/orchestrator")...)
@@ -111,7 +112,7 @@ func goBuild(dir, out string, flags ...string) error {
 	return nil
 }
 
-// Shipped is the program as make build makes it.
+// Shipped returns the program as make build makes it.
 var Shipped = sync.OnceValues(func() (string, error) {
 	dir, err := cached("shipped", func(dir string) error {
 		return goBuild(Repository(), filepath.Join(dir, "orchestrator"), "-ldflags=-s -w")
@@ -119,14 +120,14 @@ var Shipped = sync.OnceValues(func() (string, error) {
 	return filepath.Join(dir, "orchestrator"), err
 })
 
-// Pair is two builds of the program that differ in what POST /counter/
-// answers: a number, or "new" and a number. They contain failpoints. If there
-// is a file called sick in its folder, the counter of the second fails in the
-// hook that the file names: Initialize, or Healthy once it has been healthy; in
-// Shutdown and in its factory it hangs.
+// Pair is two builds of the program with different answers to POST /counter/: Old
+// answers a number, New answers "new" and a number. Both contain failpoints. If
+// the working directory has a file called sick, the counter of New fails in the
+// hook that the file names: in Initialize, in Healthy once it has been healthy;
+// in Shutdown and in its factory it hangs.
 type Pair struct{ Old, New string }
 
-// PairOfBuilds makes the pair.
+// PairOfBuilds returns the pair.
 var PairOfBuilds = sync.OnceValues(func() (Pair, error) {
 	dir, err := cached("pair", makePair)
 	return Pair{filepath.Join(dir, "old"), filepath.Join(dir, "new")}, err
@@ -163,7 +164,7 @@ func makePair(dir string) error {
 	return goBuild(Repository(), filepath.Join(dir, "new"), append(flags, "-overlay", overlay)...)
 }
 
-// newCounter is what the second of a pair has, in place of what.
+// newCounter has the edits that make the second of the pair: old and new text.
 var newCounter = [][2]string{
 	{"fmt.Fprintln(w, c.add(1))", `fmt.Fprintln(w, "new", c.add(1))`},
 	{"\t\"net/http\"\n", "\t\"net/http\"\n\t\"os\"\n"},
@@ -201,7 +202,7 @@ func sick(hook string) error {
 }`},
 }
 
-// ZooBuild is the program with the module of fixtures/zoo, and failpoints.
+// ZooBuild returns the program with the module of fixtures/zoo and failpoints.
 var ZooBuild = sync.OnceValues(func() (binary string, err error) {
 	dir, err := cached("zoo", func(dir string) error {
 		p := &Project{T: panics{}, Dir: filepath.Join(dir, "sources")}
@@ -215,12 +216,12 @@ var ZooBuild = sync.OnceValues(func() (binary string, err error) {
 	return filepath.Join(dir, "zoo"), err
 })
 
-// panics reports the failures of what no test owns.
+// panics is a Reporter for builds that no test owns.
 type panics struct{}
 
 func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
-// addModule compiles a module of fixtures in.
+// addModule adds a module of fixtures to the program.
 func (p *Project) addModule(name string) {
 	source, err := os.ReadFile(filepath.Join(Repository(), "app/e2e/e2etest/fixtures", name, name+".go"))
 	p.Check(err)

@@ -9,7 +9,7 @@ import (
 	"example.org/orchestrator/app/client"
 )
 
-// Rejected fails the test unless o is a rejection that says why, and the
+// Rejected fails the test unless o is a rejection with this reason and the
 // program serves as before.
 func (p *Project) Rejected(o *client.Outcome, err error, why string, before *client.Status) {
 	p.Check(err)
@@ -23,7 +23,7 @@ func (p *Project) Rejected(o *client.Outcome, err error, why string, before *cli
 	}
 }
 
-// NextReloadWorks also compares the counter before and after it.
+// NextReloadWorks reloads once, and compares the counter before and after it.
 func (p *Project) NextReloadWorks(binary string) {
 	s, err := p.Peek()
 	p.Check(err)
@@ -39,7 +39,7 @@ func (p *Project) NextReloadWorks(binary string) {
 	}
 }
 
-// Reloads once, with success.
+// Reloads reloads once and fails the test unless that succeeds.
 func (p *Project) Reloads(binary string) {
 	o, err := p.Upgrade(client.ReloadRequest{Binary: binary, TimeoutMS: 60_000, WaitProbation: true})
 	if err != nil || o.Verdict != client.Reloaded || o.Probation != client.ProbationPassed {
@@ -47,7 +47,7 @@ func (p *Project) Reloads(binary string) {
 	}
 }
 
-// Started is a light program that has counted to three.
+// Started starts a light program and counts to three.
 func Started(t *testing.T, edits ...string) (*Project, Pair, *client.Status) {
 	t.Helper()
 	p, b := Light(t)
@@ -62,14 +62,14 @@ func Started(t *testing.T, edits ...string) (*Project, Pair, *client.Status) {
 	return p, b, s
 }
 
-// AnswersNew tells whether the second of a pair serves.
+// AnswersNew reports whether the second of a pair serves.
 func (p *Project) AnswersNew() bool {
 	_, isNew, err := Increment(p.Address())
 	p.Check(err)
 	return isNew
 }
 
-// Address is where the program serves HTTP.
+// Address returns the address on which the program serves HTTP.
 func (p *Project) Address() string {
 	s, err := p.Peek()
 	p.Check(err)

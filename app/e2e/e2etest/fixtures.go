@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Zoo is a running program with the zoo in it, and that program's path.
+// Zoo starts a program with the module zoo, and returns its binary and address.
 func Zoo(t *testing.T, edits ...string) (p *Project, binary, address string) {
 	t.Helper()
 	p, _ = Light(t)
@@ -34,7 +34,7 @@ func (p *Project) Setback(n int) {
 	p.Check(os.Rename(p.Path("failpoint.new"), p.Path("failpoint")))
 }
 
-// LargeProject serves a module that holds this much.
+// LargeProject starts a program with a module that holds this many MiB.
 func LargeProject(p *Project, mib int) (binary, holds string) {
 	p.addModule("large")
 	p.Write("config/main.yaml", "app:\n  hot_reload: false\n  listen: 127.0.0.1:0\n  probation: 100ms\nmodules:\n  - name: large\n")

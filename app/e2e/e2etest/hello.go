@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// BinaryProject serves without hot reload and has two builds to reload to:
-// one like the running one, and one whose hello does not start.
+// BinaryProject starts a program without hot reload, and returns two builds to
+// reload to: one like the running one, and one with a hello that does not start.
 func BinaryProject(t *testing.T) (p *Project, good, bad string) {
 	t.Helper()
 	p = New(t)
@@ -19,7 +19,7 @@ func BinaryProject(t *testing.T) (p *Project, good, bad string) {
 	return p, good, bad
 }
 
-// BrokenHello is the hello module with other code in its places.
+// BrokenHello returns the hello module with this code in the places named.
 func BrokenHello(imports, top, factory, initialize, methods string) string {
 	return `package hello
 
@@ -55,7 +55,7 @@ func (h *Hello) ServeHTTP(w http.ResponseWriter, r *http.Request) { fmt.Fprintln
 ` + methods + "\n"
 }
 
-// Says edits the message of hello.
+// Says returns the source of hello with another message.
 func Says(p *Project, text string) string {
 	source := p.Read("modules/hello/hello.go")
 	before, rest, _ := strings.Cut(source, `const message = "`)

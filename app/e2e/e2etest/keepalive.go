@@ -14,16 +14,16 @@ import (
 	"time"
 )
 
-// setbacks are failures of a candidate before its commit, of every kind.
+// setbacks has a failure of a candidate before its commit of every kind.
 var setbacks = []string{
 	"candidate.before.hello exit1", "candidate.at.restored kill", "candidate.at.prepared exit0", "candidate.before.healthy garbage",
 	"candidate.at.initialized exit1", "candidate.before.prepared garbage", "candidate.after.prepared kill", "candidate.at.initialized kill",
 }
 
-// Memory is what a process has resident, in MiB.
+// Memory returns the resident memory of a process in MiB.
 func Memory(pid int) int { return StatusField(pid, "VmRSS:") }
 
-// StatusField is a field of /proc/PID/status that is given in KiB, in MiB.
+// StatusField returns a field of /proc/PID/status, which has it in KiB, in MiB.
 func StatusField(pid int, name string) int {
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for _, line := range strings.Split(string(data), "\n") {
@@ -34,8 +34,7 @@ func StatusField(pid int, name string) int {
 	return 0
 }
 
-// KeptAlive are clients that use one connection each and never try a request
-// again.
+// KeptAlive is clients that use one connection each and never retry a request.
 type KeptAlive struct {
 	N                           int
 	stop                        chan struct{}
@@ -45,7 +44,7 @@ type KeptAlive struct {
 	Why                         atomic.Value
 }
 
-// KeepAlive has n clients count up until End.
+// KeepAlive starts n clients that send POST /counter/ until End.
 func KeepAlive(address string, n int) *KeptAlive {
 	k := &KeptAlive{N: n, stop: make(chan struct{})}
 	for range n {
@@ -94,7 +93,7 @@ func (k *KeptAlive) client(address string) {
 	}
 }
 
-// PostOn counts up on an open connection.
+// PostOn sends one POST /counter/ on an open connection.
 func PostOn(c net.Conn, in *bufio.Reader) error {
 	c.SetDeadline(time.Now().Add(Patience))
 	if _, err := fmt.Fprintf(c, "POST /counter/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); err != nil {

@@ -36,8 +36,9 @@ modules:
     config: {path: kv.db}
 `
 
-// MakeLight is a folder with a configuration and the first of the pair: for
-// tests that build nothing. It talks to the program without starting others.
+// MakeLight makes a folder with a configuration and the first of the pair, for
+// tests that build nothing. Its methods talk to the program without starting
+// commands.
 func MakeLight(t Reporter, dir string) (*Project, Pair) {
 	p := &Project{T: t, Dir: dir, Log: filepath.Join(dir, "run.log")}
 	b, err := PairOfBuilds()
@@ -48,11 +49,11 @@ func MakeLight(t Reporter, dir string) (*Project, Pair) {
 	return p, b
 }
 
-// ReserveAddress is one that stays the same when a program is started again.
-// It is outside the range from which the system itself chooses, and for as long
-// as the project lives its UDP port keeps other tests, also of other
-// processes, from choosing it. No process may be forked while it is tried out:
-// it would have the listener until it begins with its own program.
+// ReserveAddress returns an address that stays the same when a program is
+// started again. It is outside the range from which the system itself chooses.
+// As long as the project lives, its UDP port keeps other tests, also in other
+// processes, from choosing it. No process may be forked while it is tried: a
+// child would have the listener until it calls exec.
 func (p *Project) ReserveAddress() string {
 	for {
 		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
@@ -75,7 +76,7 @@ func (p *Project) ReserveAddress() string {
 	}
 }
 
-// Light is a project that a test owns: see [MakeLight].
+// Light makes a project for a test, which cleans it up: see [MakeLight].
 func Light(t *testing.T) (*Project, Pair) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "orch")
@@ -93,14 +94,14 @@ func Light(t *testing.T) (*Project, Pair) {
 	return p, b
 }
 
-// Configure replaces, in main.yaml, each first of two edits by the second.
+// Configure edits main.yaml. edits are pairs of old and new text.
 func (p *Project) Configure(edits ...string) {
 	for i := 0; i < len(edits); i += 2 {
 		p.Edit("config/main.yaml", edits[i], edits[i+1])
 	}
 }
 
-// StartWith begins run with env.
+// StartWith starts run with env added to the environment.
 func (p *Project) StartWith(env ...string) {
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	p.Check(err)
@@ -116,21 +117,21 @@ func (p *Project) StartWith(env ...string) {
 	})
 }
 
-// Peek is a status without starting a program for it.
+// Peek returns a status without starting a command for it.
 func (p *Project) Peek() (*client.Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
 	defer cancel()
 	return client.GetStatus(ctx, p.Path(".orchestrator"))
 }
 
-// Upgrade is a reload without starting a program for it.
+// Upgrade reloads without starting a command for it.
 func (p *Project) Upgrade(r client.ReloadRequest) (*client.Outcome, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*Patience)
 	defer cancel()
 	return client.Reload(ctx, p.Path(".orchestrator"), r)
 }
 
-// Load is a client that counts up on a new connection each time.
+// Load is a client that sends each POST /counter/ on a new connection.
 type Load struct {
 	stop    chan struct{}
 	done    sync.WaitGroup
@@ -138,12 +139,12 @@ type Load struct {
 	Old     atomic.Int64 // answered by the first of the pair
 	New     atomic.Int64 // answered by the second
 	Failed  atomic.Int64
-	highest atomic.Int64 // answer of the first of the pair
-	Newest  atomic.Int64 // answer of the second
-	Why     atomic.Value // of the last failure
+	highest atomic.Int64 // highest number from the first of the pair
+	Newest  atomic.Int64 // highest number from the second
+	Why     atomic.Value // error of the last failure
 }
 
-// Increment is one POST /counter/ on a connection of its own.
+// Increment sends one POST /counter/ on a connection of its own.
 func Increment(address string) (number int64, isNew bool, err error) {
 	c, err := net.DialTimeout("tcp", address, Patience)
 	if err != nil {
@@ -172,8 +173,8 @@ func Increment(address string) (number int64, isNew bool, err error) {
 	return number, isNew, nil
 }
 
-// StartLoad counts up until it is stopped, as fast as a connection each allows
-// but leaving the machine to others.
+// StartLoad sends requests until it is stopped. It pauses between them, to leave
+// the machine to other tests.
 func StartLoad(address string) *Load {
 	l := &Load{stop: make(chan struct{})}
 	l.done.Go(func() {
@@ -208,7 +209,7 @@ func (l *Load) End() {
 	l.done.Wait()
 }
 
-// Count is the counter's number.
+// Count returns the counter's number.
 func Count(address string) (n int64, err error) {
 	_, text, err := Do(http.MethodGet, "http://"+address+"/counter/", "")
 	if err != nil {

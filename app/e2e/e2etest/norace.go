@@ -2,5 +2,6 @@
 
 package e2etest
 
-// RaceFlag builds the programs under test like the test itself.
+// RaceFlag is empty: this test is built without the race detector, and so are the
+// programs.
 var RaceFlag []string

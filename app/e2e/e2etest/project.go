@@ -23,11 +23,11 @@ import (
 	"example.org/orchestrator/app/client"
 )
 
-// Patience bounds every wait for a condition; it is long because machines are
-// slow, and never slept through.
+// Patience bounds every wait for a condition. It is long because machines may be
+// slow; a wait ends as soon as its condition holds.
 const Patience = time.Minute
 
-// Reporter is what a project needs of *testing.T or of a script.
+// Reporter is what a project needs from a *testing.T or a script.
 type Reporter interface {
 	Fatalf(format string, args ...any)
 }
@@ -42,14 +42,15 @@ type Project struct {
 	Exit chan error
 	Done bool
 
-	reserved io.Closer // keeps other tests off its address
+	reserved io.Closer // keeps other tests from its address
 }
 
-// Environ has one build cache for all copies. Appending to it copies it.
-// Programs with the race detector in them would wait for a second at their end.
+// Environ is the environment of all commands. With it all copies share one build
+// cache, and programs with the race detector do not wait for a second at their
+// end. Appending to it copies it.
 var Environ = slices.Clip(append(os.Environ(), "GOFLAGS=-trimpath", "GORACE=atexit_sleep_ms=0"))
 
-// Repository is the folder of the module.
+// Repository returns the folder of this module.
 var Repository = sync.OnceValue(func() string {
 	dir, err := os.Getwd()
 	for err == nil {
@@ -64,7 +65,7 @@ var Repository = sync.OnceValue(func() string {
 	panic(fmt.Sprintf("no go.mod above the working directory (%v)", err))
 })
 
-// ModulePath is the path of this module.
+// ModulePath returns the path of this module.
 var ModulePath = sync.OnceValue(func() string {
 	text, err := os.ReadFile(filepath.Join(Repository(), "go.mod"))
 	if err != nil {
@@ -74,7 +75,7 @@ var ModulePath = sync.OnceValue(func() string {
 	return strings.TrimPrefix(line, "module ")
 })
 
-// StandardConfig is that of a developer, on a free port.
+// StandardConfig is the configuration of a developer, on a free port.
 const StandardConfig = `app:
   hot_reload: true
   listen: 127.0.0.1:0
@@ -86,22 +87,22 @@ modules:
     config: {path: .orchestrator/kv.db}
 `
 
-// Make copies the repository to dir and puts the program there.
+// Make copies the repository and the program to dir.
 func Make(t Reporter, dir string) *Project {
 	p := &Project{T: t, Dir: dir, Log: filepath.Join(dir, "run.log")}
 	p.copySources()
 	bin, err := Shipped()
 	p.Check(err)
 	p.Check(os.MkdirAll(filepath.Join(dir, "bin"), 0o755))
-	// Copied by another process: a descriptor open for writing here would be
-	// inherited by whatever another test starts just now, and make the file
-	// busy for as long as that takes to exec.
+	// Copied by another process: a process that another test starts just now
+	// would inherit a descriptor open for writing here, and the file would be
+	// busy until that process calls exec.
 	p.Check(exec.Command("cp", bin, filepath.Join(dir, "bin", "orchestrator")).Run())
 	p.Write("config/main.yaml", StandardConfig)
 	return p
 }
 
-// copySources copies all that is needed to build.
+// copySources copies all files that a build needs.
 func (p *Project) copySources() {
 	p.Check(eachSource(func(path, rel string) error {
 		data, err := os.ReadFile(path)
@@ -116,7 +117,7 @@ func (p *Project) copySources() {
 	}))
 }
 
-// New is a project that a test owns.
+// New makes a project for a test, which cleans it up at its end.
 func New(t *testing.T) *Project {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "orch")
@@ -153,7 +154,8 @@ func (p *Project) Read(name string) string {
 	return string(data)
 }
 
-// Edit replaces old, which must be there, as an editor does: into the file.
+// Edit replaces old, which must be there, and writes the file in place, as some
+// editors do.
 func (p *Project) Edit(name, old, edited string) {
 	text := p.Read(name)
 	if !strings.Contains(text, old) {
@@ -162,7 +164,7 @@ func (p *Project) Edit(name, old, edited string) {
 	p.Write(name, strings.Replace(text, old, edited, 1))
 }
 
-// Start begins `orchestrator run`.
+// Start starts `orchestrator run`.
 func (p *Project) Start() {
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	p.Check(err)
@@ -180,7 +182,7 @@ func (p *Project) Began(cmd *exec.Cmd) {
 	go func() { exit <- cmd.Wait() }()
 }
 
-// StartServing begins `orchestrator run` and waits until it serves.
+// StartServing starts `orchestrator run` and waits until it serves.
 func (p *Project) StartServing() {
 	p.Start()
 	p.Wait("the program to serve", func() bool {
@@ -212,14 +214,14 @@ func (p *Project) Ended() int {
 }
 
 func (p *Project) Printed() string {
-	if p.Log == "/dev/full" { // endless when read
+	if p.Log == "/dev/full" { // it never ends
 		return ""
 	}
 	data, _ := os.ReadFile(p.Log)
 	return string(data)
 }
 
-// Processes are those whose working directory is the project's.
+// Processes returns the processes with the project as working directory.
 func (p *Project) Processes() (pids []int) {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	for _, link := range links {
@@ -261,10 +263,10 @@ func (p *Project) CleanUp() {
 	}
 }
 
-// Wait polls until ok, or fails the test.
+// Wait polls until ok returns true. It fails the test after Patience.
 func (p *Project) Wait(what string, ok func() bool) { p.WaitFor(Patience, what, ok) }
 
-// WaitFor is wait with another deadline.
+// WaitFor is Wait with another deadline.
 func (p *Project) WaitFor(longest time.Duration, what string, ok func() bool) {
 	for end := time.Now().Add(longest); !ok(); {
 		if time.Now().After(end) {
@@ -302,8 +304,8 @@ func (p *Project) Status() *client.Status {
 	return s
 }
 
-// Settled is the status when no reload is under way: the first answers of new
-// code come a moment before the supervisor hears that it serves.
+// Settled returns the status once no reload is under way: new code answers a
+// moment before the supervisor hears that it serves.
 func (p *Project) Settled() (s *client.Status) {
 	p.Wait("the outcome", func() bool { s = p.Status(); return s.State != "reloading" })
 	return s
@@ -344,8 +346,8 @@ func (p *Project) Get(path string) string {
 	return text
 }
 
-// Variant builds the program with other files and returns the binary, which
-// stays outside the sources. The sources are as before afterwards.
+// Variant builds the program with these files replaced, restores the sources, and
+// returns the binary, which is outside the sources.
 func (p *Project) Variant(name string, files map[string]string) string {
 	before := map[string]string{}
 	for file, text := range files {
@@ -371,7 +373,7 @@ const Sigterm = syscall.SIGTERM
 // Itoa is strconv.Itoa.
 func Itoa(n int) string { return strconv.Itoa(n) }
 
-// Atoi is the number in s, 0 if there is none.
+// Atoi returns the number in s, 0 if there is none.
 func Atoi(s string) int {
 	n, _ := strconv.Atoi(s)
 	return n

@@ -2,5 +2,5 @@
 
 package e2etest
 
-// RaceFlag builds the programs under test like the test itself.
+// RaceFlag makes go build programs with the race detector, as this test is built.
 var RaceFlag = []string{"-race"}

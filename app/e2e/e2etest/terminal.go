@@ -12,8 +12,8 @@ import (
 	"github.com/creack/pty"
 )
 
-// Terminal starts args in a pseudo-terminal of its own. Nobody looks at its
-// screen: closing it closes the terminal.
+// Terminal starts args in a pseudo-terminal of its own. Nothing reads its screen;
+// closing the file closes the terminal.
 func (p *Project) Terminal(args ...string) *os.File {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir, cmd.Env = p.Dir, Environ
@@ -45,7 +45,7 @@ func (p *Project) Serving() bool {
 	return err == nil && s.State == "serving"
 }
 
-// Zombies counts dead children of the project's processes.
+// Zombies counts the dead children of the project's processes.
 func Zombies(p *Project) (n int) {
 	ours := map[string]bool{}
 	for _, pid := range p.Processes() {

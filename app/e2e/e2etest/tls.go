@@ -38,7 +38,7 @@ func (p *Project) Certify(serial int64) {
 	p.Write("key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
 }
 
-// TLS is a running program that serves HTTPS.
+// TLS starts a program that serves HTTPS.
 func TLS(t *testing.T, edits ...string) (p *Project, binary, address string) {
 	t.Helper()
 	p, _ = Light(t)
@@ -46,7 +46,8 @@ func TLS(t *testing.T, edits ...string) (p *Project, binary, address string) {
 	return startZoo(p, append([]string{"  drain:", "  tls: {cert: cert.pem, key: key.pem}\n  drain:"}, edits...)...)
 }
 
-// HTTPSClient speaks HTTP/2, or 1.1, and counts the connections it makes.
+// HTTPSClient returns a client of HTTP/2, or 1.1, that counts the connections it
+// makes.
 func HTTPSClient(h2 bool) (c *http.Client, dialled *atomic.Int64) {
 	dialled = new(atomic.Int64)
 	protocols := new(http.Protocols)

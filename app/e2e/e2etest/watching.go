@@ -13,8 +13,8 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// Watching measures what a look at n files of 1 KiB below dir takes, and the
-// heap that knowing them and being told of changes takes.
+// Watching measures how long looks at n files of 1 KiB below dir take, and the
+// heap used by a snapshot and a watcher of them.
 func Watching(dir string, n int) (ms []float64, heap float64, err error) {
 	var set sources.Set
 	for i := range n {

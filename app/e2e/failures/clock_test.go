@@ -16,9 +16,9 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// buildJumping builds the program with a package time whose wall clock jumps
-// every 30 ms: hours and months ahead and back, as it does when a machine wakes
-// up or finds its time server. The monotonic clock is left alone.
+// buildJumping builds the program with a package time in which the wall clock
+// jumps every 30 ms, hours and months ahead and back, as it does when a machine
+// wakes up or finds its time server. The monotonic clock is left alone.
 func buildJumping(p *e2etest.Project, out string) {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	p.Check(err)
@@ -41,8 +41,8 @@ func buildJumping(p *e2etest.Project, out string) {
 	}
 }
 
-// TestAClockThatJumps reloads, fails, waits for deadlines and restarts after a
-// crash, all while the wall clock goes wild: as if it did not.
+// TestAClockThatJumps: reloads, failures, deadlines and a restart after a crash
+// all work while the wall clock jumps.
 func TestAClockThatJumps(t *testing.T) {
 	t.Parallel()
 	p, _ := e2etest.Light(t)

@@ -22,43 +22,43 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// verdict is what must hold after a crash, as docs/GUARANTEES.md has it.
+// verdict is what must hold after a crash, as docs/GUARANTEES.md promises.
 type verdict string
 
 const (
 	untouched  verdict = "old serves, untouched"   // no request fails, no state is lost
-	rolledBack verdict = "old serves, rewound"     // to its commit at the latest, and the outcome says so
-	returned   verdict = "old serves, all state"   // what the new one had done is kept, and the outcome says so
-	completes  verdict = "new serves, all state"   // what the old one held is gone
-	goesOn     verdict = "new serves, sick"        // there is none to go back to; that is said
-	restarts   verdict = "restarted, state lost"   // and that is said
+	rolledBack verdict = "old serves, rewound"     // reverted to the commit at worst, and the outcome says so
+	returned   verdict = "old serves, all state"   // what the new generation did is kept, and the outcome says so
+	completes  verdict = "new serves, all state"   // only requests that the old generation held fail
+	goesOn     verdict = "new serves, sick"        // there is no old one to go back to, and the outcome says so
+	restarts   verdict = "restarted, state lost"   // and the crash is reported
 	stops      verdict = "all stop, run starts it" // the supervisor died
-	ends       verdict = "the program ends"        // it was told to
+	ends       verdict = "the program ends"        // it was ordered to stop
 )
 
-// crash is one case: side, when and what name a failpoint.
+// crash is one case. side, when and what name a failpoint.
 type crash struct {
 	side, when, what, action string
 	want                     verdict
-	sick                     string // the hook in which the candidate fails, "" if it does not
+	sick                     string // the hook in which the candidate fails; "" for none
 }
 
 func (c crash) String() string {
 	return fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, c.action)
 }
 
-// waits tells whether the case ends with a deadline, and meanwhile leaves the
-// machine to others.
+// waits reports whether the case waits for a deadline. Meanwhile it leaves the
+// machine to other cases.
 func (c crash) waits() bool { return c.action == "hang" || c.action == "stop" }
 
-// keeps tells whether a connection that was open before is served afterwards:
-// nobody has died who had it.
+// keeps reports whether a connection that was open before is served afterwards:
+// no process died while it had the connection.
 func (c crash) keeps() bool {
 	moved := slices.Contains([]string{"after end", "before ask", "after ask", "before final", "after final", "before ready", "after ready", "at probation", "at ready"}, c.when+" "+c.what)
 	return c.want == untouched || c.want == completes && moved
 }
 
-// crashes is the whole matrix. The steps of each side stand in their order.
+// crashes returns the whole matrix. The steps of each side are in order.
 func crashes() (all []crash) {
 	sick := ""
 	add := func(side, when, what string, want verdict, actions ...string) {
@@ -79,7 +79,8 @@ func crashes() (all []crash) {
 	for _, at := range []string{"restored", "initialized"} {
 		add("candidate", "at", at, untouched, dies...)
 	}
-	// After its last word before the commit it may die before or after it.
+	// After its last message before the commit, it may die before or after the
+	// commit.
 	add("candidate", "after", "healthy", rolledBack, dies...)
 	add("candidate", "at", "resumed", rolledBack, dies...)
 	for _, m := range []string{"accepting", "conns", "well"} {
@@ -89,14 +90,14 @@ func crashes() (all []crash) {
 	add("candidate", "at", "reported", rolledBack, dies...)
 	add("candidate", "at", "proved", rolledBack, dies...)
 
-	// The old generation, before it has passed its states on: they are lost.
+	// The old generation, before it has passed on its states: they are lost.
 	for _, at := range []string{"start", "prepare", "hold", "shutdown", "export", "restore"} {
 		add("old", "at", at, restarts, dies...)
 	}
 	add("old", "before", "welcome", restarts, dies...)
 	add("old", "after", "welcome", restarts, dies...)
 	add("old", "before", "states", restarts, dies...)
-	// What it says can be wrong without harm to itself.
+	// It can send garbage without harm to itself.
 	add("old", "before", "welcome", untouched, "garbage")
 	add("old", "before", "states", untouched, "garbage")
 	// Afterwards the candidate has everything.
@@ -108,14 +109,14 @@ func crashes() (all []crash) {
 		add("old", "before", m, completes, dies...)
 		add("old", "after", m, completes, dies...)
 	}
-	// An old generation that talks nonsense after the commit takes back what
-	// it gave, once the candidate has hung up.
+	// An old generation that sends garbage after the commit takes back what it
+	// gave, once the candidate has closed the link.
 	for _, m := range []string{"commit", "conns", "end", "ask", "final"} {
 		add("old", "before", m, rolledBack, "garbage")
 	}
 	add("old", "before", "ready", completes, "garbage")
 
-	// A candidate that fails by itself can die on top of that.
+	// A candidate that fails by itself can die as well.
 	sick = "Initialize"
 	add("candidate", "before", "failed", untouched, withGarbage...)
 	add("candidate", "after", "failed", untouched, dies...)
@@ -125,8 +126,9 @@ func crashes() (all []crash) {
 	add("supervisor", "after", "failure", stops, dies...)
 	add("old", "at", "rollback", ends, "term")
 
-	// One that is not well after the commit gives everything back. If that is
-	// not finished, it is rewound; the old generation may die over it as well.
+	// A candidate that is unhealthy after the commit hands everything back. If
+	// it does not finish, the states are reverted. The old generation may die
+	// during that too.
 	sick = "Healthy"
 	add("candidate", "before", "unwell", rolledBack, withGarbage...)
 	add("candidate", "after", "unwell", rolledBack, dies...)
@@ -162,7 +164,7 @@ func crashes() (all []crash) {
 		add("supervisor", "on", on, stops, dies...)
 	}
 
-	// SIGTERM at each step ends the program, whoever serves then.
+	// SIGTERM at each step ends the program, whichever generation serves.
 	for _, place := range []string{
 		"old.at.start", "old.at.prepare", "old.at.hold", "old.at.shutdown", "old.at.export", "old.at.restore", "old.at.commit", "old.at.probation", "old.at.ready",
 		"candidate.before.hello", "candidate.at.prepared", "candidate.at.restored", "candidate.at.initialized", "candidate.at.resumed", "candidate.at.reported", "candidate.at.proved",
@@ -173,7 +175,7 @@ func crashes() (all []crash) {
 	return all
 }
 
-// caseReporter lets one case of many fail.
+// caseReporter is a Reporter that ends one case, not the whole test.
 type caseReporter struct{ failure string }
 
 func (r *caseReporter) Fatalf(format string, args ...any) {
@@ -181,19 +183,18 @@ func (r *caseReporter) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// onceFailed are the cases that have found a fault, here or on somebody's
-// machine. They are tried every time.
+// onceFailed has the cases that have found a fault. They are run every time.
 var onceFailed = []string{
-	"candidate.before.conns exit1", // read from a connection before it had acknowledged it
-	"candidate.after.healthy kill", // died between its last word and the commit
+	"candidate.before.conns exit1", // read from a connection before it had acknowledged the connection
+	"candidate.after.healthy kill", // died between its last message and the commit
 	"old.at.prepare hang",          // the stage it hung in was forgotten with it
 	"old.at.rollback hang",         // likewise
 	"old.before.end garbage",       // two generations served
 }
 
-// sample is a tenth of all cases, chosen by CRASH_SEED or by chance, and those
-// that have failed once. With CRASH=all it is all of them; with CRASH_ONLY it is
-// those that begin so.
+// sample returns a tenth of all cases, chosen at random or by CRASH_SEED, and
+// those of onceFailed. With CRASH=all it returns all cases; with CRASH_ONLY those
+// with this prefix.
 func sample(t *testing.T, all []crash) []crash {
 	if only := os.Getenv("CRASH_ONLY"); only != "" {
 		return slices.DeleteFunc(all, func(c crash) bool { return !strings.HasPrefix(c.String(), only) })
@@ -218,15 +219,15 @@ func sample(t *testing.T, all []crash) []crash {
 	return some
 }
 
-// TestCrashMatrix makes steps of an upgrade fail in every way, on every side:
-// see sample. With CRASH_TABLE it prints the matrix.
+// TestCrashMatrix makes steps of an upgrade fail in every way, on every side: see
+// sample. With CRASH_TABLE it prints the matrix.
 func TestCrashMatrix(t *testing.T) {
 	t.Parallel()
 	if _, err := e2etest.PairOfBuilds(); err != nil {
 		t.Fatal(err)
 	}
 	all := sample(t, crashes())
-	// Those that wait for a deadline go first, side by side.
+	// Cases that wait for a deadline go first, in parallel.
 	slices.SortStableFunc(all, func(a, b crash) int {
 		hangs := func(c crash) int {
 			if c.waits() {
@@ -243,7 +244,7 @@ func TestCrashMatrix(t *testing.T) {
 	results := make([]result, len(all))
 	var wait sync.WaitGroup
 	slots := make(chan struct{}, 6*runtime.NumCPU())
-	var turn sync.Mutex // who wants several slots takes them in one go
+	var turn sync.Mutex // a case that needs several slots takes them together
 	for i, c := range all {
 		wait.Go(func() {
 			weight := 1
@@ -281,7 +282,7 @@ func TestCrashMatrix(t *testing.T) {
 	}
 }
 
-// run is one case. It returns what did not hold.
+// run runs one case. It returns what did not hold.
 func (c crash) run() (failure string) {
 	r := &caseReporter{}
 	done := make(chan struct{})
@@ -311,7 +312,7 @@ func (c crash) happen(p *e2etest.Project, b e2etest.Pair) {
 		p.Edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 2s")
 	}
 	p.StartWith("ORCHESTRATOR_FAILPOINT=" + place)
-	// A first good reload: what is normal is measured after it.
+	// A first good reload: the normal figures are measured after it.
 	if o, err := p.Upgrade(client.ReloadRequest{Binary: b.Old, WaitProbation: true}); err != nil || o.Probation != client.ProbationPassed {
 		p.T.Fatalf("the first reload: %+v, %v", o, err)
 	}
@@ -365,14 +366,14 @@ func (c crash) happen(p *e2etest.Project, b e2etest.Pair) {
 		}
 		l.Old.Add(1)
 	}
-	// One is sent at a time: whoever dies may have one or two.
+	// One request is sent at a time: the process that dies may have one or two.
 	if failed := l.Failed.Load(); failed > 3 && c.want != restarts {
 		p.T.Fatalf("%d requests failed (%v)", failed, l.Why.Load())
 	}
 	c.checkOutcome(p, o, before, after)
 	c.checkState(p, l, address, after)
 
-	// The next reload works, and leaves what a good one leaves.
+	// The next reload works, and leaves nothing more than a good one does.
 	was, err := e2etest.Count(after.Listen[0])
 	p.Check(err)
 	next, err := p.Upgrade(client.ReloadRequest{Binary: b.Old, WaitProbation: true})
@@ -388,14 +389,14 @@ func (c crash) happen(p *e2etest.Project, b e2etest.Pair) {
 	last, err := p.Peek()
 	p.Check(err)
 	p.Wait("the descriptors to be as before", func() bool {
-		p.Peek() // makes the worker collect its garbage
+		p.Peek() // makes the worker collect garbage
 		return e2etest.Open(last.PID) <= fds[before.PID] && e2etest.Open(last.SupervisorPID) <= fds[before.SupervisorPID]
 	})
 }
 
-// reloadOrHang reloads to the second of the pair. With a supervisor that is to
-// hang it does not wait for the answer, but kills it once it hangs, and the
-// others are seen to serve on.
+// reloadOrHang reloads to the second of the pair. If the case makes the supervisor
+// hang, it does not wait for the answer: it checks that the workers go on
+// serving, and kills the supervisor.
 func reloadOrHang(p *e2etest.Project, c crash, b e2etest.Pair, l *e2etest.Load) (*client.Outcome, error) {
 	if c.side != "supervisor" || c.action != "hang" {
 		return p.Upgrade(client.ReloadRequest{Binary: b.New, TimeoutMS: 30_000})
@@ -411,7 +412,7 @@ func reloadOrHang(p *e2etest.Project, c crash, b e2etest.Pair, l *e2etest.Load) 
 	return nil, nil
 }
 
-// checkEnd is for those cases after which nothing is left.
+// checkEnd checks cases after which no process is left.
 func (c crash) checkEnd(p *e2etest.Project, l *e2etest.Load) {
 	code := p.Ended()
 	if c.want == ends && code != 0 {
@@ -430,7 +431,7 @@ func (c crash) checkEnd(p *e2etest.Project, l *e2etest.Load) {
 	}
 }
 
-// checkOutcome looks for false successes.
+// checkOutcome checks that the outcome is not a false success.
 func (c crash) checkOutcome(p *e2etest.Project, o *client.Outcome, before, after *client.Status) {
 	last := after.LastReload.Verdict
 	fail := func(want string) {
@@ -442,8 +443,8 @@ func (c crash) checkOutcome(p *e2etest.Project, o *client.Outcome, before, after
 			fail("rejected by the old process")
 		}
 	case rolledBack:
-		// A candidate that died before it was told to serve is just rejected;
-		// one that had said that it serves is rolled back afterwards.
+		// A candidate that died before it was told to serve is only rejected;
+		// one that had reported that it serves is rolled back.
 		early := c.side == "candidate" && c.when == "after" && c.what == "healthy"
 		answered := o.Verdict == client.RolledBack || o.Verdict == client.Reloaded && o.Probation == client.ProbationPending || early && o.Verdict == client.Rejected
 		rewound := last == client.RolledBack && slices.Contains(after.LastReload.Reverted, "counter")
@@ -468,7 +469,7 @@ func (c crash) checkOutcome(p *e2etest.Project, o *client.Outcome, before, after
 			!slices.Contains(after.LastCrash.Lost, "counter") || after.LastCrash.Serving != after.Generation {
 			fail("a restart that says what is lost")
 		}
-		// Of a sudden death the supervisor knows the stage that it had heard of.
+		// After a sudden death the supervisor names the last announced stage.
 		steps := []string{"start", "prepare", "hold", "shutdown", "export", "restore", "rollback"}
 		if at := slices.Index(steps, string(o.Stage)); at < 0 || c.when == "at" && at > slices.Index(steps, c.what) || c.when == "at" && c.action == "hang" && string(o.Stage) != c.what {
 			fail("the stage in which it died")
@@ -476,8 +477,8 @@ func (c crash) checkOutcome(p *e2etest.Project, o *client.Outcome, before, after
 	}
 }
 
-// checkState compares the counter with what was answered. Requests that failed
-// may have been counted or not.
+// checkState compares the counter with the answers. Failed requests may or may
+// not have been counted.
 func (c crash) checkState(p *e2etest.Project, l *e2etest.Load, address string, after *client.Status) {
 	if after.Listen[0] != address && c.want != restarts {
 		p.T.Fatalf("it listens on %s, want %s", after.Listen[0], address)
@@ -494,7 +495,7 @@ func (c crash) checkState(p *e2etest.Project, l *e2etest.Load, address string, a
 		if have < l.Old.Load() || have > l.Old.Load()+failed {
 			p.T.Fatalf("the counter is %d, the old generation answered %d, the new one %d, failed %d (%v); want nothing lost but what the new one answered", have, l.Old.Load(), l.New.Load(), failed, l.Why.Load())
 		}
-	case goesOn: // and what the old one answered while it took over again
+	case goesOn: // and answers of the old one while it took over again
 		if have < l.Newest.Load() || have > answered+failed {
 			p.T.Fatalf("the counter is %d, the new generation had come to %d; answered %d, failed %d (%v)", have, l.Newest.Load(), answered, failed, l.Why.Load())
 		}

@@ -13,8 +13,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// database is a hello module that cannot start without its database, which is
-// there as long as the file "down" is not. It counts its requests.
+// database is a hello module that cannot start without its database. The database
+// is down while the file "down" exists. The module counts its requests.
 var database = strings.NewReplacer(
 	"return &Hello{}", "return &Hello{}",
 	"fmt.Fprintln(w, message)", `h.state.N++; fmt.Fprintln(w, "request", h.state.N)`,
@@ -22,8 +22,8 @@ var database = strings.NewReplacer(
 ).Replace(e2etest.BrokenHello("\t\"os\"\n", "", "", `if _, err := os.Stat("down"); err == nil { return fmt.Errorf("no database") }`,
 	`func (h *Hello) State() modules.State { return modules.State{Value: &h.state} }`))
 
-// TestARollbackThatFails takes a module's database away before a reload, so
-// that it starts neither in the new process nor again in the old one.
+// TestARollbackThatFails takes a module's database away before a reload, so that
+// the module starts neither in the new process nor again in the old one.
 func TestARollbackThatFails(t *testing.T) {
 	t.Parallel()
 	p := e2etest.New(t)
@@ -74,7 +74,7 @@ func TestARollbackThatFails(t *testing.T) {
 				t.Fatalf("GET /hello/ in the fresh process = %d, want 503", code)
 			}
 			others()
-			// A reload while it is degraded keeps the state as well.
+			// A reload while it is degraded keeps the state too.
 			p.Wait("a reload of a degraded program", func() bool {
 				o, _ := p.Reload("--binary", binary, "--wait-probation")
 				return o.Verdict == client.Reloaded

@@ -11,7 +11,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestNoFreeDescriptors takes all descriptors but those in use from the worker.
+// TestNoFreeDescriptors leaves the worker only the descriptors that are in use.
 func TestNoFreeDescriptors(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
@@ -20,7 +20,7 @@ func TestNoFreeDescriptors(t *testing.T) {
 	defer c.Close()
 	in := bufio.NewReader(c)
 	ask := func() error { return e2etest.PostOn(c, in) }
-	p.Check(ask()) // its descriptor is there from now on
+	p.Check(ask()) // the connection is open from now on
 	var limit unix.Rlimit
 	p.Check(unix.Prlimit(before.PID, unix.RLIMIT_NOFILE, nil, &limit))
 	none := limit

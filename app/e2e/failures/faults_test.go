@@ -17,7 +17,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// copied waits until the program has a copy of its binary.
+// copied waits until the supervisor has copied the binary.
 func copied(p *e2etest.Project) {
 	p.Wait("a copy of the binary", func() bool {
 		kept, _ := filepath.Glob(p.Path(".orchestrator/builds/*/orchestrator"))
@@ -33,7 +33,7 @@ func TestADeletedBinary(t *testing.T) {
 	o, err := p.Upgrade(client.ReloadRequest{})
 	p.Rejected(o, err, "bin/orchestrator: no such file", before)
 
-	// A crash does not need the file either.
+	// A restart after a crash does not need the file either.
 	p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 	p.Wait("another generation to serve", func() bool {
 		s, err := p.Peek()
@@ -49,7 +49,7 @@ func TestADeletedConfiguration(t *testing.T) {
 	o, err := p.Upgrade(client.ReloadRequest{})
 	p.Rejected(o, err, "main.yaml: there is no such file", before)
 
-	// A crash now cannot be repaired, until the file is back.
+	// After a crash now nothing can start until the file is back.
 	p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 	p.Wait("a restart to fail", func() bool { return strings.Count(p.Printed(), "main.yaml: there is no such file") > 2 })
 	p.Check(os.Rename(p.Path("config/away"), p.Path("config/main.yaml")))
@@ -60,8 +60,8 @@ func TestADeletedConfiguration(t *testing.T) {
 	p.NextReloadWorks(b.Old)
 }
 
-// TestADeletedRunDir is what cleaners of temporary folders do. Clients find
-// nobody then; SIGHUP makes the folder anew.
+// TestADeletedRunDir deletes it, as cleaners of temporary folders do. Clients then
+// find no program; SIGHUP makes the folder again.
 func TestADeletedRunDir(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
@@ -106,8 +106,8 @@ func TestADeletedWorkingDirectory(t *testing.T) {
 	p.Wait("every process to end", func() bool { return len(p.Processes()) == 0 })
 }
 
-// suspend stops a process, and waits until each of its threads has: on a busy
-// machine some go on for a while.
+// suspend stops a process and waits until each of its threads has stopped: on a
+// busy machine some go on for a while.
 func suspend(p *e2etest.Project, pid int) {
 	p.Check(syscall.Kill(pid, syscall.SIGSTOP))
 	p.Wait("every thread to stop", func() bool {
@@ -139,8 +139,8 @@ func TestAStoppedOldGeneration(t *testing.T) {
 	p.NextReloadWorks(b.Old)
 }
 
-// TestAFullDiskEverywhereElse: neither what the program prints nor what its
-// modules keep has any room.
+// TestAFullDiskEverywhereElse: there is no space for what the program prints, nor
+// for what its modules store.
 func TestAFullDiskEverywhereElse(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {

@@ -15,9 +15,9 @@ import (
 )
 
 // TestKilledAfterItsCommit kills new generations at random moments after their
-// commit. Within the probation the old one comes back with what it had
-// exported; later the same build starts again, without its state. Either is
-// said, and what is missing was answered after the commit.
+// commit. During the probation the old one serves again with what it exported;
+// later the same build starts again without its state. Both are reported, and
+// only what was answered after the commit is missing.
 func TestKilledAfterItsCommit(t *testing.T) {
 	t.Parallel()
 	for line, probation := range []time.Duration{300 * time.Millisecond, 300 * time.Millisecond, time.Second, time.Second} {
@@ -46,9 +46,8 @@ func TestKilledAfterItsCommit(t *testing.T) {
 	}
 }
 
-// killedAfter reloads to the new build and kills it this long after its
-// commit. It tells whether the old generation came back, and how long nobody
-// answered.
+// killedAfter reloads to the new build and kills it d after its commit. It returns
+// whether the old generation came back, and for how long no request was answered.
 func killedAfter(p *e2etest.Project, b e2etest.Pair, probation, d time.Duration) (back bool, gap time.Duration) {
 	p.NextReloadWorks(b.Old)
 	before, err := p.Peek()
@@ -70,7 +69,7 @@ func killedAfter(p *e2etest.Project, b e2etest.Pair, probation, d time.Duration)
 	if s.Generation != o.Generation {
 		p.T.Fatalf("generation %d serves, want %d", s.Generation, o.Generation)
 	}
-	<-time.After(time.Until(committed.Add(d))) // the random moment, not a wait for something
+	<-time.After(time.Until(committed.Add(d))) // a random moment, not a wait for a condition
 	p.Check(syscall.Kill(s.PID, syscall.SIGKILL))
 	killed := time.Now()
 	mark := l.Old.Load() + l.New.Load()
@@ -98,7 +97,7 @@ func killedAfter(p *e2etest.Project, b e2etest.Pair, probation, d time.Duration)
 	if killed.Sub(began) < probation {
 		p.T.Fatalf("%v after the commit, before the end of its probation (%q), nothing came back but a restart", d, last.LastReload.Probation)
 	}
-	// It had been final, but may have died before it could say so.
+	// It was final, but may have died before it could report that.
 	if o := last.LastReload; o.Probation != client.ProbationPassed && (o.Verdict != client.Failed || !slices.Contains(o.Lost, "counter")) {
 		p.T.Fatalf("%v after the commit it was killed, and started again, but the reload says %+v", d, *o)
 	}

@@ -15,7 +15,7 @@ import (
 	"example.org/orchestrator/app/internal/wire"
 )
 
-// servesAfter waits for a generation that is not that of pid.
+// servesAfter waits until a process other than pid serves.
 func servesAfter(p *e2etest.Project, pid int) (s *client.Status) {
 	p.Wait("another generation to serve", func() bool {
 		var err error
@@ -25,7 +25,8 @@ func servesAfter(p *e2etest.Project, pid int) (s *client.Status) {
 	return s
 }
 
-// TestACrashAfterARollback restarts what served, not what was rolled back.
+// TestACrashAfterARollback: the build that served is restarted, not the one that
+// was rolled back.
 func TestACrashAfterARollback(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
@@ -47,7 +48,7 @@ func TestACrashAfterARollback(t *testing.T) {
 	p.NextReloadWorks(b.New)
 }
 
-// TestTheOlderBuildIsThereWhenItIsNeeded has a build crash and then not even
+// TestTheOlderBuildIsThereWhenItIsNeeded: a build crashes and then cannot even
 // start again.
 func TestTheOlderBuildIsThereWhenItIsNeeded(t *testing.T) {
 	t.Parallel()
@@ -67,8 +68,8 @@ func TestTheOlderBuildIsThereWhenItIsNeeded(t *testing.T) {
 	}
 }
 
-// TestAReloadRepairsACrashLoop: what is deployed while nothing can start takes
-// the place of what crashes.
+// TestAReloadRepairsACrashLoop: a build deployed while nothing can start replaces
+// the one that crashes.
 func TestAReloadRepairsACrashLoop(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -95,7 +96,8 @@ func TestAReloadRepairsACrashLoop(t *testing.T) {
 	}
 }
 
-// TestAStartThatHangs after a crash is ended, and a reload repairs it.
+// TestAStartThatHangs: a start that hangs after a crash is killed, and a reload
+// repairs the program.
 func TestAStartThatHangs(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -122,8 +124,8 @@ func TestAStartThatHangs(t *testing.T) {
 	}
 }
 
-// TestACrashWithoutARunDir: a cleaner has removed it, and then the program
-// crashes. It has to have one to start.
+// TestACrashWithoutARunDir: a cleaner has removed the run_dir, and then the program
+// crashes. A start needs one.
 func TestACrashWithoutARunDir(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
@@ -133,7 +135,8 @@ func TestACrashWithoutARunDir(t *testing.T) {
 	p.NextReloadWorks(b.Old)
 }
 
-// TestACrashDuringADrain does not wait for its end: nobody would serve.
+// TestACrashDuringADrain: the restart does not wait for its end, since nothing
+// would serve.
 func TestACrashDuringADrain(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.TLS(t, "drain: 500ms", "drain: 10m")
@@ -156,8 +159,8 @@ func TestACrashDuringADrain(t *testing.T) {
 	}
 }
 
-// TestACandidateThatHangsAlone: the old generation, whose deadlines would end
-// it, has died.
+// TestACandidateThatHangsAlone: the old generation, which would have enforced its
+// deadlines, has died.
 func TestACandidateThatHangsAlone(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -180,8 +183,8 @@ func TestACandidateThatHangsAlone(t *testing.T) {
 	p.NextReloadWorks(b.Old)
 }
 
-// TestARepairWaitsItsTurn: a module does not start again after a rollback, and
-// when a fresh process is asked for, a reload that fails is under way.
+// TestARepairWaitsItsTurn: a module does not start again after a rollback. When a
+// fresh process is asked for, a reload that will fail is under way.
 func TestARepairWaitsItsTurn(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -218,8 +221,8 @@ func TestARepairWaitsItsTurn(t *testing.T) {
 	}
 }
 
-// TestLastWordsThatComeLate: the word of a candidate that it serves reaches the
-// supervisor after that of the old generation that it has taken everything back.
+// TestLastWordsThatComeLate: the candidate's message that it serves reaches the
+// supervisor after the old generation's report that it serves again.
 func TestLastWordsThatComeLate(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)

@@ -16,7 +16,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// stuck is a hello module whose Shutdown does not return.
+// stuck is a hello module with a Shutdown that does not return.
 var stuck = strings.Replace(e2etest.BrokenHello("", "", "", "", ""), "func (h *Hello) Shutdown(context.Context) error { return nil }",
 	"func (h *Hello) Shutdown(context.Context) error { select {} }", 1)
 
@@ -60,7 +60,7 @@ func TestSIGHUPReloads(t *testing.T) {
 	p.Wait("generation 2", func() bool { return p.Status().Generation == 2 })
 }
 
-// TestKillingTheSupervisorLeavesNothing also starts the next run at once.
+// TestKillingTheSupervisorLeavesNothing kills it, and starts the next run at once.
 func TestKillingTheSupervisorLeavesNothing(t *testing.T) {
 	t.Parallel()
 	p, good, _ := e2etest.BinaryProject(t)
@@ -226,8 +226,8 @@ func TestAReadOnlyRunDir(t *testing.T) {
 	}
 }
 
-// TestAFullOrReadOnlyRunDirWhileServing takes the run_dir's room away, and then
-// the right to write, which only a process without root's privileges feels.
+// TestAFullOrReadOnlyRunDirWhileServing fills the disk of the run_dir, and then
+// makes it read-only, which does not stop root.
 func TestAFullOrReadOnlyRunDirWhileServing(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -266,7 +266,7 @@ func TestAFullOrReadOnlyRunDirWhileServing(t *testing.T) {
 	if got := p.Get("/hello/"); got != "Hello, world" {
 		t.Errorf("GET /hello/ = %q", got)
 	}
-	o, code := p.Reload() // needs no space there
+	o, code := p.Reload() // this needs no space there
 	if code != 0 || o.Generation != 2 {
 		t.Errorf("reload with a full run_dir: exit %d, %+v; want 0, generation 2", code, o)
 	}

@@ -13,7 +13,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestAListenPathThatIsNoSocket is left alone.
+// TestAListenPathThatIsNoSocket: the file there is left alone.
 func TestAListenPathThatIsNoSocket(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
@@ -26,7 +26,7 @@ func TestAListenPathThatIsNoSocket(t *testing.T) {
 	}
 }
 
-// TestAFailedStopIsTold by the exit code, also after a reload.
+// TestAFailedStopIsTold: the exit code says so, also after a reload.
 func TestAFailedStopIsTold(t *testing.T) {
 	t.Parallel()
 	p, binary, _ := e2etest.Zoo(t)

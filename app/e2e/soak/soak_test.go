@@ -14,8 +14,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestSoak reloads again and again under load, every second time to a
-// candidate that fails. $SOAK is how often; it prints its figures.
+// TestSoak reloads again and again under load, every second time to a candidate
+// that fails. $SOAK says how often. It prints its figures.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	reloads := 40
@@ -45,7 +45,7 @@ func TestSoak(t *testing.T) {
 	for i := range reloads {
 		want, r := client.Reloaded, client.ReloadRequest{Binary: b.Old, TimeoutMS: 60_000}
 		switch {
-		case i%20 == 19: // is not well after its commit
+		case i%20 == 19: // is unhealthy after its commit
 			want, r.Binary, r.WaitProbation = client.RolledBack, b.New, true
 			p.Write("sick", "Healthy")
 		case i%2 == 1:
@@ -82,7 +82,7 @@ func TestSoak(t *testing.T) {
 			last.Goroutines > 0 && last.Goroutines <= first.Goroutines+2 // a connection may be closing
 	})
 	memoryLast := e2etest.Memory(last.PID) + e2etest.Memory(last.SupervisorPID)
-	if memoryLast > 2*memoryFirst+32 { // both have a heap that grows and shrinks
+	if memoryLast > 2*memoryFirst+32 { // the heap grows and shrinks in both
 		t.Errorf("%d MiB of memory, %d at first", memoryLast, memoryFirst)
 	}
 	slices.Sort(pauses)

@@ -12,8 +12,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestReloadsAtOnce asks for many reloads at the same moment: one runs, one
-// waits, and whoever is overtaken is told.
+// TestReloadsAtOnce asks for many reloads at once: one runs, one waits, and the
+// others are answered that they are superseded.
 func TestReloadsAtOnce(t *testing.T) {
 	t.Parallel()
 	p, b, _ := e2etest.Started(t)
@@ -41,8 +41,8 @@ func TestReloadsAtOnce(t *testing.T) {
 	p.NextReloadWorks(b.Old)
 }
 
-// TestAStateBeyondItsLimit is refused, for one module or for all of them
-// together, and the reload with it.
+// TestAStateBeyondItsLimit: the reload is refused, whether the limit is that of
+// one module or of all modules together.
 func TestAStateBeyondItsLimit(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, old, new, want string }{
@@ -75,7 +75,7 @@ func TestAStateBeyondItsLimit(t *testing.T) {
 			}
 			before, err = p.Peek()
 			p.Check(err)
-			p.Edit("config/main.yaml", c.new, c.old) // a limit counts in the process that has it
+			p.Edit("config/main.yaml", c.new, c.old) // a limit applies in the process that has read it
 			p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 			p.Wait("another generation to serve", func() bool {
 				s, err := p.Peek()

@@ -15,14 +15,14 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// reloadLarge reloads once, and returns the pause and the peak memory of the
-// old process and the new one, or of the old one only if the reload fails.
+// reloadLarge reloads once, and returns the outcome and the peak memory in MiB of
+// the old and the new process, or of the old one only if the reload fails.
 func reloadLarge(p *e2etest.Project, binary, holds string) (o *client.Outcome, peakOld, peakNew int) {
 	before, err := p.Peek()
 	p.Check(err)
 	p.Check(os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", before.PID), []byte("5"), 0)) // forgets earlier peaks
 	stop, peak := make(chan struct{}), make(chan int)
-	go func() { // it is gone before it could be asked afterwards
+	go func() { // afterwards the process is gone
 		most := 0
 		for {
 			most = max(most, e2etest.StatusField(before.PID, "VmHWM:"))
@@ -49,8 +49,8 @@ func reloadLarge(p *e2etest.Project, binary, holds string) (o *client.Outcome, p
 	return o, peakOld, peakNew
 }
 
-// TestALargeStateIsNeverInMemoryTwice moves one to a new process, and back into
-// the old one when that fails.
+// TestALargeStateIsNeverInMemoryTwice moves a state to a new process, and back to
+// the old one when the new one fails.
 func TestALargeStateIsNeverInMemoryTwice(t *testing.T) {
 	t.Parallel()
 	const mib = 128
@@ -69,8 +69,8 @@ func TestALargeStateIsNeverInMemoryTwice(t *testing.T) {
 	}
 }
 
-// BenchmarkStateOf1GiB tells what moving it costs, beside what copying as much
-// through a pipe does on the same machine.
+// BenchmarkStateOf1GiB compares moving such a state with copying as much through
+// a pipe on the same machine.
 func BenchmarkStateOf1GiB(b *testing.B) {
 	const mib = 1024
 	dir := b.TempDir()

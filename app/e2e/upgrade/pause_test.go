@@ -10,7 +10,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// BenchmarkPause reloads again and again under 32 busy connections and tells
+// BenchmarkPause reloads again and again under 32 busy connections and reports
 // for how long no request was answered.
 func BenchmarkPause(b *testing.B) {
 	e2etest.RaceFlag = nil

@@ -15,7 +15,7 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// probationProject serves without hot reload, with this probation.
+// probationProject starts a program without hot reload, with this setting.
 func probationProject(t *testing.T, app string) *e2etest.Project {
 	t.Helper()
 	p := e2etest.New(t)
@@ -23,12 +23,12 @@ func probationProject(t *testing.T, app string) *e2etest.Project {
 	return p
 }
 
-// sickHello is a hello module that is well until there is a file called sick.
+// sickHello is a hello module that is healthy until there is a file called sick.
 var sickHello = e2etest.BrokenHello("\t\"os\"\n", "", "", "",
 	`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`)
 
-// sicken makes the generation on probation unwell, and waits until the one
-// before it is back. It returns what is said of the reload.
+// sicken makes the generation on probation unhealthy, and waits until the old one
+// serves again. It returns the last outcome.
 func sicken(p *e2etest.Project, before *client.Status) *client.Outcome {
 	p.Write("sick", "")
 	p.Wait("the old generation to be back", func() bool {
@@ -38,11 +38,11 @@ func sicken(p *e2etest.Project, before *client.Status) *client.Outcome {
 	return p.Status().LastReload
 }
 
-// TestAnUnwellGenerationHandsBack serves well at first and then not: what it
+// TestAnUnwellGenerationHandsBack: the generation is healthy at first. What it
 // did is kept, on the same connections.
 func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	t.Parallel()
-	p := probationProject(t, "probation: 20s") // it is asked each fourth second
+	p := probationProject(t, "probation: 20s") // its health is asked every 4 s
 	sick := p.Variant("sick", map[string]string{"modules/hello/hello.go": sickHello})
 	p.StartServing()
 	before := p.Status()
@@ -86,8 +86,8 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	}
 }
 
-// TestARaisedStateIsNotHandedBack: the old build cannot read what a build with
-// a newer version of a state has exported, and says that it starts from its own.
+// TestARaisedStateIsNotHandedBack: the old build cannot read a state exported with
+// a newer version, and says that it starts from its own.
 func TestARaisedStateIsNotHandedBack(t *testing.T) {
 	t.Parallel()
 	p := probationProject(t, "probation: 20s")
@@ -161,8 +161,8 @@ func TestWithoutProbation(t *testing.T) {
 	p.Wait("the old generations to go", func() bool { return len(p.Processes()) == 2 })
 }
 
-// TestAnOlderBuildAfterCrashes lets a build crash until the one before it is
-// started, which only happens where the configuration allows it.
+// TestAnOlderBuildAfterCrashes crashes a build until the one before it is
+// started, which happens only if the configuration allows it.
 func TestAnOlderBuildAfterCrashes(t *testing.T) {
 	t.Parallel()
 	p := probationProject(t, "probation: 100ms\n  restart_older_build: true")

@@ -12,7 +12,7 @@ import (
 	"example.org/orchestrator/app/internal/wire"
 )
 
-// TestBuildsOfTheProtocol lets an old supervisor meet newer processes.
+// TestBuildsOfTheProtocol connects newer processes to an old supervisor.
 func TestBuildsOfTheProtocol(t *testing.T) {
 	t.Parallel()
 	p, good, _ := e2etest.BinaryProject(t)

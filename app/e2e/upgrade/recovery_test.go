@@ -15,8 +15,8 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
-// TestAShutdownThatHangs costs the state of its module, and is not called a
-// rejection: something is lost. Whoever drops that state is not held up.
+// TestAShutdownThatHangs: the state of its module is lost, so the outcome is not
+// a rejection. A reload that drops that state is not delayed.
 func TestAShutdownThatHangs(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -63,8 +63,8 @@ func TestAShutdownThatHangs(t *testing.T) {
 	}
 }
 
-// TestARollbackWithoutProbation is told as well, though the reload had been
-// called a success, and does not hold up what follows.
+// TestARollbackWithoutProbation: it is reported although the reload was reported
+// as a success, and does not delay what follows.
 func TestARollbackWithoutProbation(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -74,7 +74,7 @@ func TestARollbackWithoutProbation(t *testing.T) {
 	p.Check(err)
 	for _, place := range []string{"candidate.at.reported kill", "candidate.at.proved kill", "candidate.before.conns garbage"} {
 		p.Write("failpoint", place)
-		idle, err := net.Dial("tcp", p.Address()) // there is a connection to move
+		idle, err := net.Dial("tcp", p.Address()) // a connection to move
 		p.Check(err)
 		defer idle.Close()
 		_, _, err = e2etest.Increment(p.Address())
@@ -93,8 +93,8 @@ func TestARollbackWithoutProbation(t *testing.T) {
 	}
 }
 
-// TestAReloadFollowsALink: the program is started by way of a symbolic link,
-// which then leads to another release.
+// TestAReloadFollowsALink: the program is started through a symbolic link, which
+// then points to another release.
 func TestAReloadFollowsALink(t *testing.T) {
 	t.Parallel()
 	p, b := e2etest.Light(t)
@@ -115,8 +115,8 @@ func TestAReloadFollowsALink(t *testing.T) {
 	}
 }
 
-// TestARefusedReloadLeavesNothing of what the candidate had prepared: neither
-// a socket nor what its modules made.
+// TestARefusedReloadLeavesNothing: neither a socket that the candidate opened nor
+// what its modules prepared.
 func TestARefusedReloadLeavesNothing(t *testing.T) {
 	t.Parallel()
 	p, binary, address := e2etest.Zoo(t)

@@ -61,8 +61,8 @@ func TestStateSurvivesFiftyReloads(t *testing.T) {
 }
 
 // holders counts the processes that have the project's file locked. The system
-// tells of its locks a page at a time, so one that moves may be seen at both
-// its places: only what stands there twice in a row counts.
+// lists its locks a page at a time, so a lock that moves may be listed at both
+// places: a process counts only if two readings in a row list it.
 func holders(p *e2etest.Project, name string) int {
 	info, err := os.Stat(filepath.Join(p.Dir, ".orchestrator", name))
 	if err != nil {
@@ -92,8 +92,8 @@ func holders(p *e2etest.Project, name string) int {
 	return n
 }
 
-// TestNothingIsLeftBehind looks at files, goroutines, processes and folders
-// after a hundred reloads, good and failed.
+// TestNothingIsLeftBehind counts files, goroutines, processes and folders after a
+// hundred reloads, good and failed.
 func TestNothingIsLeftBehind(t *testing.T) {
 	t.Parallel()
 	p, good, bad := e2etest.BinaryProject(t)
@@ -102,7 +102,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		s := p.Status()
 		return resources{e2etest.Open(s.PID), e2etest.Open(s.SupervisorPID), s.Goroutines, len(p.Processes())}
 	}
-	settle := func(want *resources) (r resources) { // a connection may be closing still
+	settle := func(want *resources) (r resources) { // a connection may still be closing
 		for end := time.Now().Add(e2etest.Patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			before := r
 			if r = measure(); r.processes == 2 && r.goroutines > 0 && (want == nil && r == before || want != nil && r == *want) {

@@ -14,32 +14,33 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// builds is the binaries of generations, and the folder with those that were
-// made or copied here: <dir>/<id>/orchestrator.
+// builds holds the binaries of generations, and the folder for binaries that are
+// built or copied here: <dir>/<id>/orchestrator.
 type builds struct {
 	dir    string         // absolute
 	number int            // of the last generation; numbers are never reused
 	binary map[int]string // generation -> the file it was started from
-	copy   map[int]string // generation -> a copy of that in dir, or the file itself if it is there
+	copy   map[int]string // generation -> its copy in dir, or the file itself if it is already there
 
 	lastServed int    // generation
 	older      string // the build before the one that serves
-	oldest     string // and the one before that, for a rollback
+	oldest     string // the build before older, for a rollback
 }
 
 func newBuilds(runDir string) builds {
 	return builds{dir: filepath.Join(sources.Absolute(runDir), "builds"), binary: map[int]string{}, copy: map[int]string{}}
 }
 
-// add gives a generation that is about to start from binary its number.
+// add returns the number of a generation that is about to start from binary.
 func (b *builds) add(binary string) (generation int) {
 	b.number++
 	b.binary[b.number] = binary
 	return b.number
 }
 
-// startable is the binary of a generation as it was when it began to serve:
-// the file it was started from may have been replaced or deleted.
+// startable returns the binary of a generation as it was when the generation
+// began to serve: the file it was started from may have been replaced or
+// deleted since.
 func (b *builds) startable(generation int) string {
 	if kept := b.copy[generation]; exists(kept) {
 		return kept
@@ -47,9 +48,9 @@ func (b *builds) startable(generation int) string {
 	return b.binary[generation]
 }
 
-// serves notes that a generation serves for the first time; upgraded says that
-// it has replaced another, for a restart after a crash makes no build older. It
-// reports whether a copy of its binary has to be made.
+// serves records that a generation serves for the first time. upgraded says
+// that it has replaced another; a restart after a crash makes no build older.
+// serves reports whether the binary has to be copied.
 func (b *builds) serves(generation int, upgraded bool) (copyIt bool) {
 	binary := b.binary[generation]
 	if b.lastServed != 0 && upgraded && b.lastServed != generation && b.startable(b.lastServed) != binary {
@@ -63,8 +64,8 @@ func (b *builds) serves(generation int, upgraded bool) (copyIt bool) {
 	return true
 }
 
-// copied notes where the copy of a generation's binary is. If it turns out that
-// the generation before was of the same build, that one is not an older build.
+// copied records the copy of a generation's binary. If it shows that the
+// previous generation had the same build, that build is not an older one.
 func (b *builds) copied(generation int, kept string) {
 	b.copy[generation] = kept
 	if generation == b.lastServed && b.older == kept {
@@ -72,7 +73,7 @@ func (b *builds) copied(generation int, kept string) {
 	}
 }
 
-// servesOn notes that a generation serves again, or still.
+// servesOn records that a generation still serves, or serves again.
 func (b *builds) servesOn(generation int) {
 	if b.lastServed != generation { // another had taken over
 		b.older = b.oldest
@@ -82,8 +83,8 @@ func (b *builds) servesOn(generation int) {
 
 func (b *builds) inDir(binary string) bool { return filepath.Dir(filepath.Dir(binary)) == b.dir }
 
-// unneeded forgets generations that are gone, and returns those of the folders
-// whose builds nobody runs or would be started from. The builds in also are
+// unneeded forgets generations that are gone, and returns the folders with
+// builds that no process runs or would be started from. The builds in also are
 // needed for other reasons.
 func (b *builds) unneeded(folders []string, running func(generation int) bool, also ...string) (remove []string) {
 	needed := map[string]bool{"new": true}
@@ -119,10 +120,10 @@ func (b *builds) prune(running func(generation int) bool, also ...string) {
 	}
 }
 
-// folder is the name of a build's folder.
+// folder returns the name of a build's folder.
 func folder(binary string) string { return filepath.Base(filepath.Dir(binary)) }
 
-// buildID is how a build is called: the name of its folder, or of the binary.
+// buildID returns the name of a build: that of its folder, or of the binary.
 func buildID(binary string) string {
 	if dir := filepath.Dir(binary); filepath.Base(filepath.Dir(dir)) == "builds" {
 		return filepath.Base(dir)
@@ -130,10 +131,10 @@ func buildID(binary string) string {
 	return filepath.Base(binary)
 }
 
-// copyPrefix begins the names of folders that a copy is being made in.
+// copyPrefix begins the names of folders in which a copy is being made.
 const copyPrefix = "keep-"
 
-// copyBuild copies an executable to the folder of builds.
+// copyBuild copies an executable to the folder of builds and returns the copy.
 func copyBuild(from, dir string, generation int) (string, error) {
 	fresh := filepath.Join(dir, fmt.Sprint(copyPrefix, generation))
 	if err := os.MkdirAll(fresh, 0o755); err != nil {
@@ -147,8 +148,8 @@ func copyBuild(from, dir string, generation int) (string, error) {
 	return nameBuild(fresh, dir)
 }
 
-// nameBuild moves a build from the folder fresh to the one in dir that is
-// called after its content, unless it is there already. It returns the binary.
+// nameBuild moves a build from the folder fresh to the folder in dir that is
+// named after its content, unless it is there already. It returns the binary.
 func nameBuild(fresh, dir string) (string, error) {
 	id, err := build.Sum(filepath.Join(fresh, "orchestrator"))
 	if err != nil {

@@ -48,8 +48,8 @@ func (s *supervisor) serveClient(c *wire.Conn) {
 	}
 }
 
-// askStatus puts a status together, with what only the worker knows if it
-// answers in time.
+// askStatus returns a status, with the worker's part of it if the worker answers
+// in time. ok is false if the loop has ended.
 func (s *supervisor) askStatus() (status client.Status, ok bool) {
 	q := statusAsked{make(chan client.Status, 1), make(chan client.Status, 1)}
 	if !s.post(q) {
@@ -69,7 +69,8 @@ func (s *supervisor) askStatus() (status client.Status, ok bool) {
 	return status, true
 }
 
-// answerStatus is the loop's part of a status.
+// answerStatus answers with the loop's part of a status, and asks the worker for
+// the rest.
 func (s *supervisor) answerStatus(q statusAsked) {
 	if w := s.workers.serving; w == nil {
 		close(q.worker)
@@ -79,7 +80,7 @@ func (s *supervisor) answerStatus(q statusAsked) {
 	q.answer <- s.status()
 }
 
-// status describes what runs, as a copy that the loop does not change.
+// status describes what runs. The loop does not change what it returns.
 func (s *supervisor) status() client.Status {
 	st := client.Status{
 		State:         client.Starting,
@@ -115,7 +116,7 @@ func (s *supervisor) status() client.Status {
 	return st
 }
 
-// sendEvents sends the events there are and, with follow, those to come.
+// sendEvents sends the past events and, with follow, the future ones.
 func (s *supervisor) sendEvents(c *wire.Conn, follow bool) {
 	q := eventsAsked{past: make(chan []client.Event, 1)}
 	if follow {
@@ -131,7 +132,7 @@ func (s *supervisor) sendEvents(c *wire.Conn, follow bool) {
 		return
 	}
 	if follow {
-		s.tasks.Go(func() { // the client says nothing more, so this is the end of its link
+		s.tasks.Go(func() { // the client sends nothing more: Receive returns when its link ends
 			var m control.Message
 			c.Receive(&m)
 			s.post(eventsLeft{q.live})

@@ -14,29 +14,29 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// ending is how an attempt to reload ended, as far as the supervisor saw it.
+// ending is how an attempt to reload ended, as seen by the supervisor.
 type ending int
 
 const (
-	endReported    ending = iota // a worker has reported, and the report decides
-	endUnchanged                 // the build is the one that serves
-	endBuildFailed               // there is nothing to upgrade to
-	endRefused                   // the supervisor gave it up: time, the end of the program, nobody answered
-	endSuperseded                // a newer request took its place
-	endDied                      // the serving generation died in it
-	endDiedAfter                 // the new generation died, and no older one was there to take over
+	endReported    ending = iota // a worker has reported, and its report decides
+	endUnchanged                 // the build is the serving one
+	endBuildFailed               // there is no binary to upgrade to
+	endRefused                   // the supervisor gave up: timeout, end of the program, or no answer
+	endSuperseded                // a newer request replaced it
+	endDied                      // the serving generation died during it
+	endDiedAfter                 // the new generation died, and no old one was left to take over
 )
 
-// facts are all that an outcome depends on.
+// facts are everything that an outcome depends on.
 type facts struct {
 	end        ending
 	report     *control.Report // of a worker; nil unless one has reported
 	stage      client.Stage    // where it ended, unless a report says
 	err        string          // why, unless a report says
-	lost       []string        // modules whose state died with their process
+	lost       []string        // modules that lost their state with their process
 	generation int             // reached or tried, unless a report says; 0 for none
 	serving    int             // the generation that serves now; 0 for none
-	trigger    []string        // paths
+	trigger    []string        // paths of changed files
 	build      time.Duration   // how long building took; 0 for no build
 	total      time.Duration
 	notes      []string
@@ -59,14 +59,14 @@ func (f *facts) verdict() client.Verdict {
 		return client.Reloaded
 	case r.Committed:
 		return client.RolledBack
-	case len(r.Down)+len(r.Lost) > 0: // the old generation is not what it was
+	case len(r.Down)+len(r.Lost) > 0: // the old generation has lost something
 		return client.Failed
 	default:
 		return client.Rejected
 	}
 }
 
-// probation is what an outcome says of the probation when it is concluded.
+// probation returns what is known of the probation when the attempt has ended.
 func (f *facts) probation() client.Probation {
 	switch {
 	case f.end == endDiedAfter || f.report != nil && f.report.Committed:
@@ -78,7 +78,7 @@ func (f *facts) probation() client.Probation {
 	}
 }
 
-// conclude makes the outcome of an attempt. It is the only place that does.
+// conclude returns the outcome of an attempt. Nothing else makes outcomes.
 func conclude(f facts) client.Outcome {
 	o := client.Outcome{
 		Verdict:    f.verdict(),
@@ -114,13 +114,13 @@ func conclude(f facts) client.Outcome {
 		o.StagesMS[client.StageBuild] = client.Milliseconds(f.build)
 	}
 	if o.Verdict != client.Reloaded {
-		o.Notes = nil // they are about what serves now
+		o.Notes = nil // they describe a new generation that serves
 	}
 	return o
 }
 
-// revise is the outcome of an attempt that had succeeded, now that its
-// generation has failed: what it took and changed stays as it was said.
+// revise returns the outcome of an attempt that had succeeded before its
+// generation failed: its times, counts and modules stay as they were reported.
 func revise(had client.Outcome, now client.Outcome) client.Outcome {
 	had.Verdict, had.Serving, had.Probation = now.Verdict, now.Serving, now.Probation
 	had.Stage, had.FailedModule, had.Error = now.Stage, now.FailedModule, now.Error
@@ -130,8 +130,8 @@ func revise(had client.Outcome, now client.Outcome) client.Outcome {
 
 func orEmpty(list []string) []string { return append([]string{}, list...) }
 
-// affected names the modules that a change of packages concerns; all of them
-// when that is not known.
+// affected returns the modules that a change of packages concerns: all of them
+// if that is unknown.
 func affected(says *control.Serving, packages []string, unknown bool) []string {
 	names := []string{}
 	if says == nil {
@@ -150,9 +150,9 @@ type here struct{}
 // supervisorPackage is the import path of this package.
 var supervisorPackage = reflect.TypeFor[here]().PkgPath()
 
-// ownCode names the changed packages whose code this process runs too: no
-// reload replaces that. It is what this package depends on, and what depends on
-// it, except main, which is mostly the list of modules.
+// ownCode returns the changed packages that this process runs too: no reload
+// replaces them here. They are the packages that this one depends on, and those
+// that depend on it, except main, which is mostly the list of modules.
 func ownCode(in *sources.Inputs, changed []string) []string {
 	if in == nil {
 		return nil
@@ -168,7 +168,7 @@ func ownCode(in *sources.Inputs, changed []string) []string {
 	return slices.Compact(found)
 }
 
-// ownCodeNote says that a change is not live everywhere.
+// ownCodeNote returns the note that a change is not live everywhere.
 func ownCodeNote(packages []string) string {
 	return "the change in " + strings.Join(packages, ", ") + " is live in the supervisor after restarting run"
 }

@@ -13,26 +13,28 @@ const (
 	// are forgotten.
 	stableTime = 10 * time.Second
 
-	// tooManyCrashes in a row let an older build be tried, if that is allowed.
+	// tooManyCrashes is the number of crashes in a row after which an older
+	// build is tried, if that is allowed.
 	tooManyCrashes = 3
 
 	topicCrashed = "app.crashed"
 )
 
-// crashes is what is known of generations that died while they served, and
-// what to start in their place.
+// crashes records generations that died while they served, and what to start
+// in their place.
 type crashes struct {
 	inARow int
-	timer  *time.Timer   // of the next start
-	last   *client.Crash // Serving is 0 until a generation serves again
+	timer  *time.Timer   // fires when to start again
+	last   *client.Crash // its Serving is 0 until a generation serves again
 
 	mayOlder   bool          // an older build may be started
-	startLimit time.Duration // how long a start may take: twice what a stop may
+	startLimit time.Duration // how long a start may take: twice as long as a stop
 
-	instead string // a build that was made since, to be started in place of the one that crashed
+	instead string // a newer build to start in place of the one that crashed; "" for none
 }
 
-// backoff is how long to wait before the start that follows n crashes in a row.
+// backoff returns how long to wait before the start that follows n crashes in a
+// row.
 func backoff(n int) time.Duration {
 	if n == 0 {
 		return 0
@@ -40,8 +42,9 @@ func backoff(n int) time.Duration {
 	return min(100*time.Millisecond<<min(n-1, 10), 5*time.Second)
 }
 
-// again notes one more attempt, and returns when to make it and with which
-// build: same, or older if that is allowed, there, and same keeps crashing.
+// again records one more attempt to start, and returns when to make it and with
+// which build: same, or older if same keeps crashing and older is allowed and
+// exists.
 func (c *crashes) again(same, older string) (wait time.Duration, binary string, tried int) {
 	wait = backoff(c.inARow)
 	c.inARow++
@@ -55,16 +58,16 @@ func (c *crashes) again(same, older string) (wait time.Duration, binary string, 
 	}
 }
 
-// replaceBy has binary started instead of the build that crashed.
+// replaceBy makes binary the build to start instead of the one that crashed.
 func (c *crashes) replaceBy(binary string) { c.instead, c.inARow = binary, 0 }
 
 // looping reports whether a restart has failed already.
 func (c *crashes) looping() bool { return c.inARow > 1 }
 
-// forget is for when earlier crashes say nothing about what serves now.
+// forget resets the count: earlier crashes say nothing about what serves now.
 func (c *crashes) forget() { c.inARow = 0 }
 
-// serves notes the generation that serves in the place of one that crashed, and
+// serves records the generation that serves in place of one that crashed. It
 // returns the crash, nil if nothing has crashed.
 func (c *crashes) serves(generation int, binary, build, older string) *client.Crash {
 	if binary == c.instead {

@@ -19,8 +19,8 @@ type eventLog struct {
 	followers map[chan client.Event]bool
 }
 
-// publish numbers e and passes it on. A follower that reads too slowly is ended
-// rather than left with a gap.
+// publish numbers e and sends it to all followers. The channel of a follower
+// that reads too slowly is closed, so that it never has a gap.
 func (l *eventLog) publish(e client.Event) {
 	l.seq++
 	e.Seq = l.seq
@@ -40,8 +40,8 @@ func (l *eventLog) publish(e client.Event) {
 // last returns the events that are kept.
 func (l *eventLog) last() []client.Event { return slices.Clone(l.kept) }
 
-// follow sends all events to come to f, whose room is how far it may fall
-// behind. It is closed when it leaves or is left.
+// follow sends all future events to f, which may fall behind as far as its
+// buffer holds. f is closed by leave, or when it falls behind further.
 func (l *eventLog) follow(f chan client.Event) {
 	if l.followers == nil {
 		l.followers = map[chan client.Event]bool{}

@@ -16,21 +16,21 @@ import (
 	"example.org/orchestrator/app/internal/proc"
 )
 
-// These tests are rows for faults that were found by reading or by chance.
+// These tests are for faults that were found by reading or by chance.
 
-// TestFound_aTerminalThatGoesWhileTheLockIsAwaited stops the program.
+// TestFound_aTerminalThatGoesWhileTheLockIsAwaited: the program stops.
 func TestFound_aTerminalThatGoesWhileTheLockIsAwaited(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
 		w.signals <- syscall.SIGHUP
 		k.hears(control.TypeStop)
 	}, func(w *world) {
-		w.terminal = true // when run was typed
+		w.terminal = true // when run was started
 		w.whileLocking = func() { w.terminal = false }
 	})
 }
 
-// TestFound_aReloadToTheSameBinary makes no build older.
+// TestFound_aReloadToTheSameBinary: it makes no build older.
 func TestFound_aReloadToTheSameBinary(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -43,7 +43,7 @@ func TestFound_aReloadToTheSameBinary(t *testing.T) {
 	})
 }
 
-// TestFound_anUndoneSave lets go on what has waited behind it.
+// TestFound_anUndoneSave: a request that waited behind it goes on.
 func TestFound_anUndoneSave(t *testing.T) {
 	for name, waits := range map[string]func(w *world, k *fakeWorker){
 		"a repair": func(_ *world, k *fakeWorker) { k.says(control.Message{Type: control.TypeRepair}) },
@@ -62,7 +62,7 @@ func TestFound_anUndoneSave(t *testing.T) {
 	}
 }
 
-// TestFound_aFailedRepair does not upgrade to something else.
+// TestFound_aFailedRepair: it does not upgrade to something else.
 func TestFound_aFailedRepair(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -80,7 +80,7 @@ func TestFound_aFailedRepair(t *testing.T) {
 	}, developing)
 }
 
-// TestFound_anOverdueBuild reads what a new import brings.
+// TestFound_anOverdueBuild: it reads the files that a new import adds.
 func TestFound_anOverdueBuild(t *testing.T) {
 	inWorld(t, func(w *world) {
 		if err := os.Mkdir(w.dir+"/extra", 0o755); err != nil {
@@ -110,7 +110,7 @@ func TestFound_anOverdueBuild(t *testing.T) {
 	}, developing)
 }
 
-// TestFound_anExpiredReload is not tried again after a rollback.
+// TestFound_anExpiredReload: it is not tried again after a rollback.
 func TestFound_anExpiredReload(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -131,7 +131,8 @@ func TestFound_anExpiredReload(t *testing.T) {
 	})
 }
 
-// TestFound_deathsArePublished to whoever follows the events, with the modules.
+// TestFound_deathsArePublished: followers of the events see them, with the
+// modules.
 func TestFound_deathsArePublished(t *testing.T) {
 	for name, die := range map[string]func(w *world, k *fakeWorker){
 		"in an upgrade": func(_ *world, k *fakeWorker) {
@@ -163,8 +164,8 @@ func TestFound_deathsArePublished(t *testing.T) {
 	}
 }
 
-// TestFound_connectionsClosedBeforeTheEndOfTheProbation are told to whoever
-// waits for that.
+// TestFound_connectionsClosedBeforeTheEndOfTheProbation: requests that wait for
+// that end are told how many.
 func TestFound_connectionsClosedBeforeTheEndOfTheProbation(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -178,7 +179,7 @@ func TestFound_connectionsClosedBeforeTheEndOfTheProbation(t *testing.T) {
 	})
 }
 
-// TestFound_aReloadBeforeAProgramThatCannotStart is answered.
+// TestFound_aReloadBeforeAProgramThatCannotStart: the reload is answered.
 func TestFound_aReloadBeforeAProgramThatCannotStart(t *testing.T) {
 	inWorld(t, func(w *world) {
 		p := w.started()

@@ -11,11 +11,11 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// happening is something that the loop has to know. Other goroutines post
-// them; only the loop handles them, so handling needs no lock.
+// happening is something that the loop must react to. Other goroutines post
+// happenings; only the loop handles them, so handling needs no lock.
 type happening interface{ handle(*supervisor) }
 
-// post has the loop handle h. It reports false when the loop has ended.
+// post makes the loop handle h. It returns false if the loop has ended.
 func (m *mailbox) post(h happening) bool {
 	select {
 	case m.inbox <- h:
@@ -25,26 +25,26 @@ func (m *mailbox) post(h happening) bool {
 	}
 }
 
-// after has the loop handle h after d.
+// after makes the loop handle h after d.
 func (m *mailbox) after(d time.Duration, h happening) *time.Timer {
 	return time.AfterFunc(d, func() { m.post(h) })
 }
 
-// What a worker's link brings.
+// Happenings on a worker's link.
 type (
 	workerCame struct{ w *worker }
 	workerSaid struct {
 		w *worker
 		m control.Message
 	}
-	workerGone struct{ w *worker } // its link has ended, which is when it has died
+	workerGone struct{ w *worker } // its link has ended, so it has died
 )
 
 func (h workerCame) handle(s *supervisor) { s.came(h.w) }
 func (h workerSaid) handle(s *supervisor) { s.hear(h.w, h.m) }
 func (h workerGone) handle(s *supervisor) { s.gone(h.w) }
 
-// What clients ask for.
+// Requests of clients.
 type (
 	reloadAsked struct{ r *request }
 	statusAsked struct {
@@ -52,7 +52,7 @@ type (
 		worker chan client.Status // the worker's part; closed if there is none
 	}
 	eventsAsked struct {
-		live chan client.Event // nil: only those there were
+		live chan client.Event // nil for the past events only
 		past chan []client.Event
 	}
 	eventsLeft struct{ live chan client.Event }
@@ -68,8 +68,8 @@ func (h eventsAsked) handle(s *supervisor) {
 }
 func (h eventsLeft) handle(s *supervisor) { s.events.leave(h.live) }
 
-// What work in the background gave. Each means nothing if the job it was for
-// is not the present one.
+// Results of work in the background. A result for a job is ignored if another
+// is the present one.
 type (
 	builderMade struct {
 		j       *job
@@ -78,7 +78,7 @@ type (
 	}
 	listed struct {
 		j       *job
-		inputs  *sources.Inputs // on error, all that there may be
+		inputs  *sources.Inputs // on error, everything that a build may read
 		now     *sources.Snapshot
 		changed bool // the sources changed meanwhile
 		err     error
@@ -92,7 +92,7 @@ type (
 	}
 	copied struct {
 		generation int
-		binary     string // of which
+		binary     string // the original
 		kept       string // the copy
 		err        error
 	}
@@ -103,10 +103,10 @@ func (h listed) handle(s *supervisor)      { s.listed(h) }
 func (h built) handle(s *supervisor)       { s.built(h) }
 func (h copied) handle(s *supervisor)      { s.copied(h) }
 
-// What time brings.
+// Happenings of timers.
 type (
 	requestExpired struct{ r *request }
-	configWaited   struct{ j *job } // for somebody to finish writing it
+	configWaited   struct{ j *job } // for a half-written configuration
 	upgradeUnheard struct {
 		j *job
 		w *worker
@@ -116,7 +116,7 @@ type (
 		stage *control.Stage
 	}
 	takeoverLate struct {
-		died  *worker // serving
+		died  *worker // the one that served
 		limit time.Duration
 	}
 	restartDue  struct{ binary string }

@@ -16,62 +16,62 @@ type phase int
 
 const (
 	listPhase    phase = iota // finding out what a build reads
-	buildPhase                // of the snapshot snap
+	buildPhase                // building the snapshot snap
 	upgradePhase              // the serving generation is handing over
-	failedPhase               // failed, and believed once the sources are quiet
+	failedPhase               // failed, which is believed once the sources are quiet
 )
 
-// job is one attempt to make the running program what it should be, from the
-// wish to the outcome.
+// job is one attempt to bring the running program up to date, from its cause to
+// its outcome.
 type job struct {
 	phase    phase
 	initial  bool       // makes the first generation
-	repair   bool       // the serving build again
-	requests []*request // that wait for it
-	saved    bool       // begun because of a save, not for a request
-	forced   bool       // build even if nothing changed
+	repair   bool       // starts the serving build again
+	requests []*request // waiting for its outcome
+	saved    bool       // begun by a save, not by a request
+	forced   bool       // builds even if nothing changed
 	began    time.Time
 
-	snap     *sources.Snapshot // what is being built; nil for a binary that was given
-	frozen   bool              // built from copies
-	waited   bool              // for somebody to finish writing the configuration
-	restarts int               // builds that were of something else in the end
+	snap     *sources.Snapshot // what is being built; nil for a given binary
+	frozen   bool              // builds copies of the sources
+	waited   bool              // has waited for a half-written configuration
+	restarts int               // builds begun again because the sources changed
 	again    bool              // the sources changed during the build
 
-	paths   []string // that differ from what serves
-	trigger []string // likewise, for people
-	changed []string // packages, likewise
-	unknown bool     // what differs is not known
+	paths   []string // files that changed since what serves was built
+	trigger []string // paths, shortened for people
+	changed []string // packages that changed since then
+	unknown bool     // it is unknown which packages changed
 
-	cancel    context.CancelCauseFunc // of the work in the background
-	expired   error                   // nobody waits for it any more
+	cancel    context.CancelCauseFunc // cancels the work in the background
+	expired   error                   // set when its last request has expired
 	buildTime time.Duration
-	note      string // of the builder
+	note      string // from the builder
 
 	binary     string
-	generation int // that it tries to make; 0 before the upgrade
+	generation int // the one it tries to start; 0 before the upgrade
 
 	failure *client.Outcome  // in failedPhase
-	quiet   <-chan time.Time // in failedPhase: when to believe it
+	quiet   <-chan time.Time // in failedPhase: when to believe the failure
 }
 
-// end cancels what the job does in the background.
+// end cancels the job's work in the background.
 func (j *job) end(why error) {
 	if j.cancel != nil {
 		j.cancel(why)
 	}
 }
 
-// toBinary makes the job one that needs no build.
+// toBinary makes the job an upgrade to binary, without a build.
 func (j *job) toBinary(binary string) { j.binary, j.snap, j.unknown = binary, nil, true }
 
-// overdue reports whether the next build must not be cancelled any more, so that
-// a stream of saves starves nobody.
+// overdue reports whether the next build must not be cancelled, so that a stream
+// of saves cannot delay the job forever.
 func (j *job) overdue() bool {
 	return j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
 }
 
-// background is the context of what the job does beside the loop.
+// background returns a context for the job's work outside the loop.
 func (j *job) background() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j.cancel = cancel
@@ -80,7 +80,8 @@ func (j *job) background() context.Context {
 
 var errChanged = errors.New("the sources changed")
 
-// looks is when to look at the sources.
+// looks returns the channel that says when to look at the sources; nil for
+// never.
 func (s *supervisor) looks() <-chan struct{} {
 	if s.plan.watcher == nil || s.stop.begun {
 		return nil
@@ -88,7 +89,7 @@ func (s *supervisor) looks() <-chan struct{} {
 	return s.plan.watcher.Changed()
 }
 
-// look compares what the sources say with what is being built or serves.
+// look compares the sources with what is being built or serves.
 func (s *supervisor) look() {
 	snap, j := s.plan.look(), s.job
 	alive := s.workers.serving != nil || s.state() == recovering
@@ -107,7 +108,7 @@ func (s *supervisor) look() {
 	}
 }
 
-// start begins a job. Its snapshot, if it has one, is of this moment.
+// start begins a job. Its snapshot, if it has one, was taken just now.
 func (s *supervisor) start(j *job) {
 	if j.began.IsZero() {
 		j.began = time.Now()
@@ -132,7 +133,7 @@ func (s *supervisor) start(j *job) {
 	}
 }
 
-// next begins with what waits, or looks whether there is anything to do.
+// next starts what waits: a request, then a repair, then changed sources.
 func (s *supervisor) next() {
 	if r := s.queue.take(); r != nil {
 		s.start(&job{requests: []*request{r}})
@@ -148,8 +149,8 @@ func (s *supervisor) next() {
 	}
 }
 
-// jobExpired ends the job, which is in this stage, if nobody waits for it any
-// more. It reports whether it did.
+// jobExpired ends the job, which is in this stage, if its last request has
+// expired. It reports whether it did.
 func (s *supervisor) jobExpired(stage client.Stage) bool {
 	if s.job.expired == nil {
 		return false
@@ -158,7 +159,7 @@ func (s *supervisor) jobExpired(stage client.Stage) bool {
 	return true
 }
 
-// quiet is when to believe a failure.
+// quiet returns the channel that says when to believe a failure; nil for never.
 func (s *supervisor) quiet() <-chan time.Time {
 	if s.job == nil {
 		return nil
@@ -166,8 +167,8 @@ func (s *supervisor) quiet() <-chan time.Time {
 	return s.job.quiet
 }
 
-// failed ends the job: at once if somebody waits for it, else when the sources
-// are quiet.
+// failed ends the job: at once if a request waits for it, otherwise when the
+// sources are quiet.
 func (s *supervisor) failed(f facts) {
 	j := s.job
 	if j.initial { // something has to run
@@ -183,7 +184,8 @@ func (s *supervisor) failed(f facts) {
 	j.quiet = time.After(s.plan.quietTime(j.snap))
 }
 
-// believe ends a job that has failed, unless the sources have changed since.
+// believe ends a job that has failed, or starts it again if the sources have
+// changed since.
 func (s *supervisor) believe() {
 	j := s.job
 	if s.plan.watcher != nil && !j.repair && j.snap != nil && !j.snap.Current(s.plan.set) {
@@ -193,7 +195,7 @@ func (s *supervisor) believe() {
 	s.finish(*j.failure)
 }
 
-// conclude makes the outcome of the job, or of a request that has none.
+// conclude returns the outcome of the job, or of a request without one.
 func (s *supervisor) conclude(f facts) client.Outcome {
 	f.serving = s.workers.number()
 	if j := s.job; j != nil {
@@ -208,7 +210,7 @@ func (s *supervisor) conclude(f facts) client.Outcome {
 	return conclude(f)
 }
 
-// notes is what people should know of a job that succeeds.
+// notes returns what people should know about a job that succeeds.
 func (s *supervisor) notes(j *job) (notes []string) {
 	if own := ownCode(s.plan.inputs, j.paths); len(own) > 0 {
 		notes = append(notes, ownCodeNote(own))
@@ -222,7 +224,7 @@ func (s *supervisor) notes(j *job) (notes []string) {
 	return notes
 }
 
-// finish ends the job with o, tells everybody, and goes on with what waits.
+// finish ends the job with the outcome o, reports it, and starts what waits.
 func (s *supervisor) finish(o client.Outcome) {
 	j := s.job
 	s.job = nil
@@ -239,7 +241,7 @@ func (s *supervisor) finish(o client.Outcome) {
 	}
 	s.printf("%s", o.String())
 	waiting := j.requests
-	if o.Verdict == client.Reloaded { // also without a probation it is not final yet
+	if o.Verdict == client.Reloaded { // not final yet, even without a probation
 		s.standby, waiting = newStandby(j, o)
 	}
 	for _, r := range waiting {

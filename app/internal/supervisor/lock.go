@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// locks keep a second supervisor out of the run_dir. The first is held by the
-// supervisor alone and holds its PID; the second is inherited by all workers,
-// so that it is free only when the last process of a program has gone.
+// locks keeps a second supervisor out of the run_dir. Only the supervisor holds
+// the first lock; its file contains the PID. All workers inherit the second, so
+// it is free only when the last process of a program has exited.
 type locks struct{ supervisor, workers *os.File }
 
-// lockWait is how long the workers of a dead supervisor have to go.
+// lockWait is how long the workers of a dead supervisor may take to exit.
 const lockWait = 30 * time.Second
 
 func lockRunDir(dir string, say func(line string)) (*locks, error) {

@@ -17,8 +17,8 @@ import (
 	"example.org/orchestrator/app/internal/wire"
 )
 
-// These tests are about the life of the program: how it starts, serves, stops,
-// and who may talk to it.
+// These tests are about the life of the program: how it starts, serves and
+// stops, and who may talk to it.
 
 func TestStart_servesAndSaysWhere(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -180,7 +180,7 @@ func TestStop_answersWhoeverWaits(t *testing.T) {
 func TestSIGHUP(t *testing.T) {
 	for _, tt := range []struct {
 		name               string
-		started, terminal  bool // in a terminal, and whether that is there still
+		started, terminal  bool // in a terminal; the terminal is still there
 		wantStop, wantLoad bool
 	}{
 		{"as a service", false, false, false, true},
@@ -205,7 +205,7 @@ func TestSIGHUP(t *testing.T) {
 func TestSIGHUP_makesTheRunDirAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
-		synctest.Wait() // the copy of the binary is there
+		synctest.Wait() // the binary has been copied
 		if err := os.RemoveAll(w.opts.RunDir); err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func TestSIGHUP_makesTheRunDirAgain(t *testing.T) {
 	})
 }
 
-// TestAForeignClient asks for what this supervisor does not know.
+// TestAForeignClient asks for something that this supervisor does not know.
 func TestAForeignClient(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first()
@@ -232,7 +232,7 @@ func TestAForeignClient(t *testing.T) {
 	})
 }
 
-// TestAWorkerThatTalksNonsense is ignored as far as that goes.
+// TestAWorkerThatTalksNonsense: only the nonsense is ignored.
 func TestAWorkerThatTalksNonsense(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -313,7 +313,7 @@ func TestEvents(t *testing.T) {
 	})
 }
 
-// TestHotReloadIsSwitched by the configuration of whoever serves.
+// TestHotReloadIsSwitched: the configuration of the serving generation does it.
 func TestHotReloadIsSwitched(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -340,7 +340,7 @@ func TestHotReloadIsSwitched(t *testing.T) {
 	})
 }
 
-// candidate2 asks for a reload first.
+// candidate2 asks for a reload and returns its candidate.
 func (k *fakeWorker) candidate2(w *world) (*fakeWorker, control.Upgrade) {
 	w.t.Helper()
 	w.reload(client.ReloadRequest{})

@@ -45,7 +45,7 @@ func (s *supervisor) builderMade(h builderMade) {
 	}
 }
 
-// fromSources begins to build.
+// fromSources begins a build of the sources.
 func (s *supervisor) fromSources() {
 	s.job.forced = !s.plan.current.built
 	if s.job.snap == nil {
@@ -54,14 +54,14 @@ func (s *supervisor) fromSources() {
 	s.build()
 }
 
-// buildAnew builds what the sources say by now.
+// buildAnew builds the sources as they are now.
 func (s *supervisor) buildAnew() {
 	s.job.snap = s.plan.look()
 	s.build()
 }
 
-// build builds the job's snapshot, after finding out what that build reads if
-// it may read something else than the last one.
+// build builds the job's snapshot. It makes a new listing first if this build
+// may read other files than the last one.
 func (s *supervisor) build() {
 	if s.plan.stale(s.job.snap) {
 		s.list()
@@ -70,7 +70,7 @@ func (s *supervisor) build() {
 	s.buildListed()
 }
 
-// list asks what a build reads.
+// list asks the builder what a build reads.
 func (s *supervisor) list() {
 	j, builder := s.job, s.plan.builder
 	set, config, older, before := s.plan.set, s.plan.config, s.plan.current.snap, s.job.snap
@@ -79,7 +79,7 @@ func (s *supervisor) list() {
 	s.tasks.Go(func() {
 		began := time.Now()
 		inputs, err := builder.Inputs(ctx)
-		if ctx.Err() != nil { // nobody wants to know any more
+		if ctx.Err() != nil { // the job was cancelled
 			s.post(listed{j: j, err: err})
 			return
 		}
@@ -116,18 +116,18 @@ func (s *supervisor) listed(h listed) {
 			s.list()
 			return
 		}
-		p.listed = nil // go on, and ask again before the next build
+		p.listed = nil // go on, and list again before the next build
 	}
 	if h.err != nil {
-		p.listed = nil // these inputs are of something else
+		p.listed = nil // these inputs belong to other sources
 		s.buildFailed(h.err)
 		return
 	}
 	s.buildListed()
 }
 
-// buildListed goes on when it is known what the build reads. A job that is
-// overdue builds from copies, which nobody edits.
+// buildListed goes on once it is known what the build reads. A job that is
+// overdue builds copies, which nobody edits.
 func (s *supervisor) buildListed() {
 	j, p := s.job, &s.plan
 	j.phase, j.again = buildPhase, false
@@ -144,12 +144,12 @@ func (s *supervisor) buildListed() {
 		s.nameChange()
 	}
 	switch {
-	case len(j.paths) == 0 && len(j.requests) == 0 && !j.forced: // the change was undone meanwhile
+	case len(j.paths) == 0 && len(j.requests) == 0 && !j.forced: // the change has been undone
 		s.job, p.refused = nil, nil
 		s.next()
 	case len(p.code(j.paths)) > 0 || j.forced || p.current.binary == "":
 		s.compile(copies)
-	case len(j.paths) > 0 && !j.frozen && !p.configIs(j.snap): // it was being written
+	case len(j.paths) > 0 && !j.frozen && !p.configIs(j.snap): // the configuration was being written
 		j.restarts++
 		s.buildAnew()
 	case len(j.paths) > 0 && !j.waited && halfWritten(p.config):
@@ -162,7 +162,7 @@ func (s *supervisor) buildListed() {
 	}
 }
 
-// freeze copies the sources, and makes the copies what the job builds.
+// freeze copies the sources and makes the job build the copies.
 func (s *supervisor) freeze() (copies map[string]string, err error) {
 	dir := s.frozenDir()
 	os.RemoveAll(dir)
@@ -179,21 +179,21 @@ func (s *supervisor) frozenDir() string {
 	return filepath.Join(sources.Absolute(s.opts.RunDir), "frozen")
 }
 
-// nameChange says how what the job makes differs from what serves.
+// nameChange records what the job changes, compared with what serves.
 func (s *supervisor) nameChange() {
 	j, p := s.job, &s.plan
 	j.paths = j.snap.Diff(p.current.snap)
 	j.trigger = relative(j.paths)
 	j.changed, j.unknown = p.inputs.Affected(p.code(j.paths))
 	if len(j.paths) == 0 || p.current.snap == nil {
-		j.unknown = true // asked for, for a reason only the asker knows
+		j.unknown = true // requested for a reason that only the requester knows
 	}
 	if p.current.snap == nil {
 		j.trigger = nil
 	}
 }
 
-// compile has the builder make a binary.
+// compile builds the job's binary in the background.
 func (s *supervisor) compile(copies map[string]string) {
 	j, builder := s.job, s.plan.builder
 	ctx := j.background()
@@ -209,8 +209,8 @@ func (s *supervisor) compile(copies map[string]string) {
 	})
 }
 
-// compileInto builds into a folder below dir that is named after what came out.
-// With a seed, go build need not link what is up to date.
+// compileInto builds into a folder below dir that is named after the result.
+// With a seed, an earlier binary, go build need not link what is up to date.
 func compileInto(ctx context.Context, builder build.Builder, task build.Job, dir, seed string) (binary, note string, err error) {
 	fresh := filepath.Join(dir, "new")
 	if err := os.RemoveAll(fresh); err != nil {
@@ -233,8 +233,8 @@ func compileInto(ctx context.Context, builder build.Builder, task build.Job, dir
 	return binary, note, nil
 }
 
-// built goes on with what the build gave, unless the sources have changed since
-// it began: that is neither the old nor the new.
+// built goes on with the result of a build, unless the sources have changed
+// since it began: the result may be of neither the old nor the new ones.
 func (s *supervisor) built(h built) {
 	j, p := h.j, &s.plan
 	j.buildTime += h.took
@@ -261,7 +261,8 @@ func (s *supervisor) built(h built) {
 	}
 }
 
-// builtFirst starts the first generation.
+// builtFirst starts the first generation, from the program as it is if the build
+// failed.
 func (s *supervisor) builtFirst(binary string, err error) {
 	j, p := s.job, &s.plan
 	s.job = nil

@@ -17,7 +17,7 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// These tests are tables: of the parts that the loop owns, without the loop.
+// These tests are tables for the parts that the loop owns, without the loop.
 
 func TestPlaceFor(t *testing.T) {
 	building := &job{phase: buildPhase}
@@ -62,7 +62,7 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// snapshot is one of a single file.
+// snapshot returns a snapshot of a single file.
 func snapshot(t *testing.T, text string) *sources.Snapshot {
 	t.Helper()
 	file := filepath.Join(snapshotDir, "a.go")
@@ -75,7 +75,7 @@ func snapshot(t *testing.T, text string) *sources.Snapshot {
 	return sources.Take(sources.Set{Files: []string{file}})
 }
 
-// snapshotDir has the same name in all snapshots, so that they can be compared.
+// snapshotDir is the same for all snapshots, so that they can be compared.
 var snapshotDir = filepath.Join(os.TempDir(), fmt.Sprint("orchestrator-plan-", os.Getpid()))
 
 func TestPlan_wants(t *testing.T) {
@@ -184,7 +184,7 @@ func TestCrashes_serves(t *testing.T) {
 func TestBuilds(t *testing.T) {
 	dir := t.TempDir()
 	b := newBuilds(dir)
-	for i := range 4 { // generations 1 to 4, each of a build of its own
+	for i := range 4 { // generations 1 to 4, each with its own build
 		binary := filepath.Join(b.dir, fmt.Sprint("id", i), "orchestrator")
 		os.MkdirAll(filepath.Dir(binary), 0o755)
 		os.WriteFile(binary, nil, 0o755)
@@ -272,7 +272,7 @@ func TestEventLog(t *testing.T) {
 		t.Errorf("the slow one has a gap (%v), the quick one %d events", ok, len(quick))
 	}
 	l.leave(quick)
-	l.leave(quick) // twice is once
+	l.leave(quick) // leaving twice does no harm
 	l.publish(client.Event{})
 }
 
@@ -302,7 +302,7 @@ func TestStatusQuery(t *testing.T) {
 	}
 }
 
-// TestConclude is the table of all endings, their verdicts and exit codes.
+// TestConclude is the table of all endings with their verdicts and exit codes.
 func TestConclude(t *testing.T) {
 	took := &control.Report{Generation: 2, TookOver: true, Changed: []string{"hello"}, Notes: []string{"theirs"}}
 	standby := &control.Report{Generation: 2, TookOver: true, Standby: true}
@@ -350,7 +350,8 @@ func TestConclude(t *testing.T) {
 	}
 }
 
-// TestConclude_everyEndingHasAVerdict: a new one must not be taken for another.
+// TestConclude_everyEndingHasAVerdict: a new ending must not fall through to the
+// verdict of another.
 func TestConclude_everyEndingHasAVerdict(t *testing.T) {
 	for end := endUnchanged; end <= endDiedAfter; end++ {
 		f := facts{end: end}
@@ -388,7 +389,8 @@ func TestAffected(t *testing.T) {
 	}
 }
 
-// TestOwnCode: a change of what this process runs too is not live everywhere.
+// TestOwnCode: a change in code that this process runs too is not live
+// everywhere.
 func TestOwnCode(t *testing.T) {
 	type here struct{}
 	own := reflect.TypeFor[here]().PkgPath()
@@ -419,7 +421,7 @@ func TestOwnCode(t *testing.T) {
 	}
 }
 
-// TestTheTableOfHearings has each type of message once.
+// TestTheTableOfHearings: it has each type of message once.
 func TestTheTableOfHearings(t *testing.T) {
 	seen := map[string]bool{}
 	for _, h := range hearings {

@@ -13,38 +13,38 @@ import (
 
 const (
 	// quietTime is how long the sources must stay unchanged before a failure
-	// is believed, and writingTime if a file that changed looks half-written:
-	// that is nobody's mistake.
+	// is believed. It is writingTime if a file that changed looks half-written,
+	// which is nobody's mistake.
 	quietTime   = 60 * time.Millisecond
 	writingTime = 300 * time.Millisecond
 
-	// After this many cancelled builds, or this long, a build may finish: it
-	// then reads copies, which nobody edits.
+	// After this many cancelled builds, or this long, the next build is not
+	// cancelled: it reads copies, which nobody edits.
 	maxCancelled = 3
 	maxWaiting   = 2 * time.Second
 )
 
-// plan is what the sources want the program to be, and what it is.
+// plan is what the program should be according to the sources, and what it is.
 type plan struct {
 	config  string // the configuration file, absolute
 	builder build.Builder
 	watcher watcher           // nil without hot reload
 	inputs  *sources.Inputs   // what a build reads; nil before the first listing
-	set     sources.Set       // where that is
-	listed  *sources.Snapshot // what inputs were listed from; nil to list again
+	set     sources.Set       // the files and folders to look at
+	listed  *sources.Snapshot // the sources at the last listing; nil to list again
 
-	current  origin            // of what serves, or will once it starts
-	previous origin            // of what served before
-	refused  *sources.Snapshot // failed last: not tried again until it changes
+	current  origin            // origin of what serves, or is about to start
+	previous origin            // origin of what served before
+	refused  *sources.Snapshot // the last sources that failed: not tried again until they change
 
-	saidIgnoring bool // that changes are ignored
+	saidIgnoring bool // the log says that changes are ignored
 }
 
-// origin is what a generation was made of.
+// origin is what a generation was made from.
 type origin struct {
 	binary string
-	snap   *sources.Snapshot // of the sources then; nil if they are not known
-	built  bool              // from just these sources
+	snap   *sources.Snapshot // the sources at that time; nil if unknown
+	built  bool              // from exactly these sources
 }
 
 // wish is what a look at the sources calls for.
@@ -53,13 +53,13 @@ type wish int
 const (
 	wishNothing wish = iota
 	wishReload       // the sources differ from what serves
-	wishHealed       // they are again what serves
-	wishAgain        // they differ from what is being built: build again afterwards
-	wishCancel       // likewise, and the build may be cancelled for it
-	wishRetry        // they differ from what failed, before that was believed
+	wishHealed       // the sources match what serves again
+	wishAgain        // the sources differ from what is being built: build again afterwards
+	wishCancel       // as wishAgain, but the build may be cancelled
+	wishRetry        // the sources differ from a failed build, which is not believed yet
 )
 
-// wants decides what snap calls for while j runs. alive says that something
+// wants decides what snap calls for while j runs. alive says that a generation
 // serves or that a start is being retried.
 func (p *plan) wants(snap *sources.Snapshot, j *job, alive bool, now time.Time) wish {
 	switch {
@@ -83,21 +83,21 @@ func (p *plan) wants(snap *sources.Snapshot, j *job, alive bool, now time.Time) 
 	}
 }
 
-// stale reports whether a build of snap may read other files than inputs says.
+// stale reports whether a build of snap may read files that inputs does not have.
 func (p *plan) stale(snap *sources.Snapshot) bool {
 	return p.inputs == nil || p.inputs.Stale(snap, p.code(snap.Diff(p.listed)))
 }
 
-// code is paths without the configuration.
+// code returns paths without the configuration.
 func (p *plan) code(paths []string) []string {
 	return slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return path == p.config })
 }
 
-// look reads the sources. What changed since the present generation was made
-// is kept in memory, for the build that may follow.
+// look takes a snapshot of the sources. It keeps in memory what changed since the
+// present generation was made, for the build that may follow.
 func (p *plan) look() *sources.Snapshot { return sources.TakeAfter(p.set, p.current.snap) }
 
-// know takes over what a listing has found.
+// know adopts what a listing has found.
 func (p *plan) know(in *sources.Inputs) {
 	p.set = in.Set(p.config)
 	if p.watcher != nil {
@@ -105,7 +105,7 @@ func (p *plan) know(in *sources.Inputs) {
 	}
 }
 
-// serves notes what a new generation was made of.
+// serves records what a new generation was made from.
 func (p *plan) serves(binary string, snap *sources.Snapshot) {
 	p.current.binary = binary
 	if p.current.built = snap != nil; p.current.built {
@@ -113,15 +113,15 @@ func (p *plan) serves(binary string, snap *sources.Snapshot) {
 	}
 }
 
-// configIs reports whether the configuration is still what snap has of it.
+// configIs reports whether the configuration is still as it is in snap.
 func (p *plan) configIs(snap *sources.Snapshot) bool {
 	was, there := snap.Sum(p.config)
 	is, still := sources.Take(sources.Set{Files: []string{p.config}}).Sum(p.config)
 	return was == is && there == still
 }
 
-// quietTime is how long the sources must stay as snap has them before a failure
-// of it is believed.
+// quietTime returns how long the sources must stay as they are in snap before
+// its failure is believed.
 func (p *plan) quietTime(snap *sources.Snapshot) time.Duration {
 	if slices.ContainsFunc(snap.Diff(p.current.snap), halfWritten) {
 		return writingTime
@@ -129,8 +129,8 @@ func (p *plan) quietTime(snap *sources.Snapshot) time.Duration {
 	return quietTime
 }
 
-// halfWritten reports whether a file looks as if it were being written: it is
-// empty, or gone, or does not end with the end of a line.
+// halfWritten reports whether a file looks as if it is being written: it is
+// empty, or missing, or does not end with a newline.
 func halfWritten(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {

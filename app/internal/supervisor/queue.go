@@ -8,14 +8,14 @@ import (
 	"example.org/orchestrator/app/client"
 )
 
-// defaultTimeout bounds a reload that nobody has given a limit.
+// defaultTimeout bounds a reload without a timeout of its own.
 const defaultTimeout = 15 * time.Second
 
-// request is somebody's wish to reload.
+// request asks for a reload.
 type request struct {
 	reload client.ReloadRequest
-	reply  chan client.Outcome // has room for the outcome; nil if nobody waits
-	timer  *time.Timer         // ends the wish; nil for none
+	reply  chan client.Outcome // buffered; nil if nobody waits
+	timer  *time.Timer         // expires the request; nil for none
 }
 
 // limit is how long the reload may take until its commit.
@@ -26,7 +26,7 @@ func (r *request) limit() time.Duration {
 	return defaultTimeout
 }
 
-// answer ends the request. It must be called once.
+// answer ends the request with o. It must be called once.
 func (r *request) answer(o client.Outcome) {
 	if r.timer != nil {
 		r.timer.Stop()
@@ -39,13 +39,13 @@ func (r *request) answer(o client.Outcome) {
 // queue has room for one request: the latest wins.
 type queue struct{ waiting *request }
 
-// put has r wait. It returns the request whose place it takes, nil for none.
+// put makes r wait. It returns the request that r supersedes, nil for none.
 func (q *queue) put(r *request) (superseded *request) {
 	superseded, q.waiting = q.waiting, r
 	return superseded
 }
 
-// take returns the request that waits, nil for none.
+// take removes and returns the waiting request, nil for none.
 func (q *queue) take() *request {
 	r := q.waiting
 	q.waiting = nil
@@ -65,15 +65,15 @@ func (q *queue) drop(r *request) bool {
 type place int
 
 const (
-	placeStart place = iota // begin with it at once
-	placeJoin               // it wants what is being built
-	placeRetry              // a job that has failed begins anew, with it
+	placeStart place = iota // start a job at once
+	placeJoin               // join the job, which builds what it asks for
+	placeRetry              // start the failed job again, with the request
 	placeQueue              // wait
 )
 
-// placeFor decides where a request goes. fromSources says that it wants what
-// the sources say, crashLoop that nothing serves, and a restart after a crash
-// is being waited for.
+// placeFor decides where a request goes. fromSources says that it asks for a
+// build of the sources, crashLoop that nothing serves and a restart after a
+// crash is due.
 func placeFor(j *job, now state, crashLoop, fromSources bool) place {
 	switch {
 	case j == nil && (now == serving || now == probation || crashLoop):

@@ -11,11 +11,11 @@ import (
 	"example.org/orchestrator/app/internal/proc"
 )
 
-// statusTime is how much later than the end of its link a worker's exit status
-// may come.
+// statusTime is how long after the end of its link a worker's exit status may
+// arrive.
 const statusTime = 100 * time.Millisecond
 
-// crashed is called when the serving generation died and no other is there.
+// crashed is called when the serving generation has died and no other is left.
 func (s *supervisor) crashed(w *worker) {
 	c := &client.Crash{Time: time.Now(), Generation: w.generation, Error: "it died", Lost: []string{}}
 	if status, ok := s.exitStatus(w.pid); ok {
@@ -38,7 +38,7 @@ func (s *supervisor) crashed(w *worker) {
 	}
 }
 
-// diedUpgrading ends a job whose upgrade has killed the generation that did it.
+// diedUpgrading ends the job: w, the old generation, died during its upgrade.
 func (s *supervisor) diedUpgrading(w *worker, c *client.Crash) {
 	j := s.job
 	stage := client.StageStart
@@ -66,7 +66,8 @@ func (s *supervisor) diedInStandby(w *worker, c *client.Crash) {
 	s.endStandby(client.ProbationFailed)
 }
 
-// exitStatus returns how a worker whose link has ended did.
+// exitStatus returns how a worker ended, after its link has ended. ok is false
+// if that is still unknown after statusTime.
 func (s *supervisor) exitStatus(pid int) (status proc.Status, ok bool) {
 	for end := time.Now().Add(statusTime); ; time.Sleep(time.Millisecond) {
 		if status, ok = s.sys.exited(pid); ok || time.Now().After(end) {
@@ -75,19 +76,19 @@ func (s *supervisor) exitStatus(pid int) (status proc.Status, ok bool) {
 	}
 }
 
-// restartIfGone starts the program again when no generation is left: at once
-// the first time, later with a growing pause.
+// restartIfGone restarts the program when no generation is left: at once the
+// first time, later after a growing pause.
 func (s *supervisor) restartIfGone() {
 	if s.stop.begun || !s.workers.everServed || !s.workers.none() {
 		return
 	}
-	// A candidate that never spoke would keep the sockets; and the numbers of
-	// these groups may soon be somebody else's.
+	// A candidate that never connected would keep the sockets. The groups are
+	// forgotten because their numbers may be reused.
 	s.killAll()
 	s.workers.groups = nil
 	c := &s.crashes
 	if s.queue.waiting != nil && s.job == nil && c.inARow > 0 && c.instead == "" {
-		s.start(&job{requests: []*request{s.queue.take()}}) // waits again
+		s.start(&job{requests: []*request{s.queue.take()}}) // the request waits again
 		if c.instead != "" {
 			return
 		}
@@ -104,7 +105,7 @@ func (s *supervisor) restartIfGone() {
 	c.timer = s.after(wait, restartDue{binary})
 }
 
-// restart starts a generation in the place of one that crashed.
+// restart starts a generation in place of one that crashed.
 func (s *supervisor) restart(binary string) {
 	if s.stop.begun || !s.workers.none() {
 		return
@@ -119,7 +120,7 @@ func (s *supervisor) restart(binary string) {
 	s.after(limit, restartLate{s.workers.first.pid, limit})
 }
 
-// killStart ends a start that is stuck in something that has no deadline.
+// killStart kills a starting process that is stuck where no deadline applies.
 func (s *supervisor) killStart(pid int, limit time.Duration) {
 	if s.workers.first.pid == pid && s.state() == recovering {
 		s.printf("process %d has not begun to serve within %v: killing it", pid, limit)
@@ -127,8 +128,8 @@ func (s *supervisor) killStart(pid int, limit time.Duration) {
 	}
 }
 
-// startInstead has the binary of j started in place of the build that crashed:
-// the next save, or the next deployment, may be what repairs it.
+// startInstead starts the binary of j in place of the build that crashed: the
+// next save or deployment may be what repairs it.
 func (s *supervisor) startInstead(j *job) {
 	s.printf("nothing serves since the crash: starting %s instead", j.binary)
 	s.plan.serves(j.binary, j.snap)
@@ -143,15 +144,15 @@ func (s *supervisor) startInstead(j *job) {
 	s.restartIfGone()
 }
 
-// restarted is called when a generation serves in the place of one that crashed.
+// restarted is called when a generation serves in place of one that crashed.
 func (s *supervisor) restarted(w *worker) {
 	if c := s.crashes.serves(w.generation, s.builds.binary[w.generation], w.build, s.builds.older); c != nil {
 		s.publish(topicCrashed, c)
 	}
 }
 
-// keep copies what w runs to a place of ours, if it is not there already. The
-// copy is made in the background; until it is there the original has to do.
+// keep copies the binary of w to the folder of builds, unless it is there
+// already. The copy is made in the background; until then the original is used.
 func (s *supervisor) keep(w *worker) {
 	if !s.builds.serves(w.generation, w.says.Report != nil) {
 		return
@@ -171,7 +172,7 @@ func (s *supervisor) copied(h copied) {
 	s.builds.copied(h.generation, h.kept)
 }
 
-// prune removes builds that nobody runs or would be started from.
+// prune removes builds that no process runs or would be started from.
 func (s *supervisor) prune() {
 	needed := []string{s.plan.current.binary}
 	if s.standby != nil {

@@ -49,7 +49,7 @@ func TestCrash_backsOffWhileItRepeats(t *testing.T) {
 		for i, wait := range []time.Duration{0, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond, 3200 * time.Millisecond, 5 * time.Second, 5 * time.Second} {
 			p := w.startedAfter(wait)
 			if i%2 == 0 {
-				p.die(proc.Status{Code: 1}) // before it has connected
+				p.die(proc.Status{Code: 1}) // before it connects
 				continue
 			}
 			k := p.connect() // or while it starts
@@ -78,7 +78,7 @@ func TestCrash_aStartThatHangsIsKilled(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first().die(proc.Status{Code: 1})
 		p := w.started()
-		time.Sleep(6 * time.Second) // twice what a stop may take
+		time.Sleep(6 * time.Second) // twice as long as a stop may take
 		synctest.Wait()
 		if s := p.ended(); s == nil || s.Signal != "killed" {
 			t.Errorf("it ended with %v", s)
@@ -99,7 +99,7 @@ func TestCrash_whatCannotBeStartedIsTriedAgain(t *testing.T) {
 	})
 }
 
-// TestCrash_anOlderBuildIsTried only if that is allowed, and after some tries.
+// TestCrash_anOlderBuildIsTried: only if that is allowed, and after some tries.
 func TestCrash_anOlderBuildIsTried(t *testing.T) {
 	for _, allowed := range []bool{false, true} {
 		inWorld(t, func(w *world) {
@@ -131,7 +131,7 @@ func TestCrash_anOlderBuildIsTried(t *testing.T) {
 	}
 }
 
-// waitStarted is the next process, whenever it is started.
+// waitStarted waits for the next process to start and returns it.
 func (w *world) waitStarted() *process {
 	w.t.Helper()
 	select {
@@ -143,7 +143,7 @@ func (w *world) waitStarted() *process {
 	}
 }
 
-// TestCrash_aReloadIsWhatMayRepairIt: it is started instead.
+// TestCrash_aReloadIsWhatMayRepairIt: its binary is started instead.
 func TestCrash_aReloadIsWhatMayRepairIt(t *testing.T) {
 	for name, when := range map[string]func(w *world){
 		"while one waits for the next start": func(w *world) { w.started().die(proc.Status{Code: 1}) },
@@ -188,7 +188,7 @@ func TestCrash_aSaveIsWhatMayRepairIt(t *testing.T) {
 	}, developing)
 }
 
-// TestCrash_aReloadDuringTheFirstRestartWaits for it.
+// TestCrash_aReloadDuringTheFirstRestartWaits: for the end of that restart.
 func TestCrash_aReloadDuringTheFirstRestartWaits(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first().die(proc.Status{Code: 1})
@@ -202,7 +202,7 @@ func TestCrash_aReloadDuringTheFirstRestartWaits(t *testing.T) {
 	})
 }
 
-// TestCrash_aReloadThatWaitsIsStarted once it is clear that nothing starts.
+// TestCrash_aReloadThatWaitsIsStarted: once it is clear that nothing else starts.
 func TestCrash_aReloadThatWaitsIsStarted(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first().die(proc.Status{Code: 1})
@@ -216,7 +216,7 @@ func TestCrash_aReloadThatWaitsIsStarted(t *testing.T) {
 	})
 }
 
-// TestCrash_duringADrain does not wait for the end of it.
+// TestCrash_duringADrain: the restart does not wait for the end of the drain.
 func TestCrash_duringADrain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -231,7 +231,8 @@ func TestCrash_duringADrain(t *testing.T) {
 	})
 }
 
-// TestCrash_aCandidateThatHangsAlone is killed after the time of a stop.
+// TestCrash_aCandidateThatHangsAlone: it is killed after as long as a stop may
+// take.
 func TestCrash_aCandidateThatHangsAlone(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -250,7 +251,7 @@ func TestCrash_aCandidateThatHangsAlone(t *testing.T) {
 	})
 }
 
-// TestCrash_theCandidateGoesOn with the state that it has been given.
+// TestCrash_theCandidateGoesOn: it has all the state.
 func TestCrash_theCandidateGoesOn(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -268,7 +269,7 @@ func TestCrash_theCandidateGoesOn(t *testing.T) {
 	})
 }
 
-// TestCrash_afterARollback starts what was gone back to.
+// TestCrash_afterARollback: the build that serves again is started.
 func TestCrash_afterARollback(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -286,7 +287,6 @@ func TestCrash_afterARollback(t *testing.T) {
 	})
 }
 
-// TestCrash_makesARemovedRunDirAgain.
 func TestCrash_makesARemovedRunDirAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -297,7 +297,6 @@ func TestCrash_makesARemovedRunDirAgain(t *testing.T) {
 	})
 }
 
-// TestCrash_ofAGenerationThatNobodyKnowsTheEndOf.
 func TestCrash_ofAGenerationThatNobodyKnowsTheEndOf(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()

@@ -15,8 +15,8 @@ var (
 	errTimeout    = errors.New("the timeout of the reload is over")
 )
 
-// request asks for a reload. There is one attempt at a time and one that
-// waits; a later request takes its place.
+// request handles a request for a reload. At most one job runs and one request
+// waits; a newer request supersedes the waiting one.
 func (s *supervisor) request(r *request) {
 	now := s.state()
 	if now == stopping {
@@ -44,12 +44,13 @@ func (s *supervisor) wait(r *request) {
 	}
 }
 
-// turnAway answers a request whose job goes on, or that has none.
+// turnAway answers a request with an outcome that no job gave.
 func (s *supervisor) turnAway(r *request, end ending, why string) {
 	r.answer(conclude(facts{end: end, err: why, serving: s.workers.number()}))
 }
 
-// expire gives up what r waits for, unless it is committed, or others want it.
+// expire handles the timeout of r. It gives up what r waits for, unless that has
+// committed or others want it.
 func (s *supervisor) expire(r *request) {
 	j := s.job
 	switch {

@@ -16,7 +16,7 @@ import (
 	"example.org/orchestrator/app/internal/proc"
 )
 
-// These tests are about the sources: what is built when, and what becomes of it.
+// These tests are about the sources: what is built and when, and what follows.
 
 func TestSave_becomesTheNextGeneration(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -89,9 +89,9 @@ func TestSave_aMistakeIsToldWhenTheFilesAreQuiet(t *testing.T) {
 			t.Errorf("the modules hear %+v", f)
 		}
 		w.watcher.changed <- struct{}{}
-		w.buildsNothing() // the same mistake is not tried again by itself
+		w.buildsNothing() // the same mistake is not built again
 		w.save("one\n")
-		w.buildsNothing() // undone
+		w.buildsNothing() // the mistake is undone
 		w.save("mistake\n")
 		w.builds() // and made again
 	}, developing)
@@ -111,7 +111,8 @@ func TestSave_aHalfWrittenFileIsNobodysMistake(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_aFailureIsNotBelieved if no event has told of a change either.
+// TestSave_aFailureIsNotBelieved: the sources have changed, though no event said
+// so.
 func TestSave_aFailureIsNotBelieved(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first()
@@ -141,8 +142,8 @@ func TestSave_aNewerOneCancelsTheBuild(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_aStreamOfThemStarvesNobody: after three builds the next one reads
-// copies, and nothing cancels it.
+// TestSave_aStreamOfThemStarvesNobody: after three cancelled builds the next one
+// reads copies, and nothing cancels it.
 func TestSave_aStreamOfThemStarvesNobody(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -173,8 +174,8 @@ func TestSave_aStreamOfThemStarvesNobody(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_aBuildOfBothIsThrownAway: the sources changed during it, and no event
-// has told of that yet.
+// TestSave_aBuildOfBothIsThrownAway: the sources changed during it, though no
+// event has said so yet.
 func TestSave_aBuildOfBothIsThrownAway(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -205,7 +206,7 @@ func TestSave_undoneWhileItBuilds(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_thatChangesNothing in the binary reloads nothing.
+// TestSave_thatChangesNothing: the same binary is not reloaded.
 func TestSave_thatChangesNothing(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -238,7 +239,7 @@ func TestSave_ofTheConfigurationBuildsNothing(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_ofAConfigurationThatIsRemoved is refused by the candidate.
+// TestSave_ofAConfigurationThatIsRemoved: the candidate refuses it.
 func TestSave_ofAConfigurationThatIsRemoved(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -259,11 +260,11 @@ func TestSave_ofAConfigurationThatIsBeingWritten(t *testing.T) {
 		k.hearsNothing()
 		w.write("main.yaml", "app:\n")
 		time.Sleep(writingTime)
-		k.hearsNothing() // it is as it was
+		k.hearsNothing() // the configuration is as it was
 		w.write("main.yaml", "app: {drain")
 		w.watcher.changed <- struct{}{}
 		time.Sleep(writingTime)
-		k.hears(control.TypeUpgrade) // it stays so: the candidate will say
+		k.hears(control.TypeUpgrade) // it stays half-written: the candidate decides
 	}, developing)
 }
 
@@ -287,7 +288,7 @@ func TestSave_whileANewGenerationIsOnProbation(t *testing.T) {
 	}, developing)
 }
 
-// TestSave_whatWasRolledBackIsNotTriedAgain until it changes.
+// TestSave_whatWasRolledBackIsNotTriedAgain: not until it changes.
 func TestSave_whatWasRolledBackIsNotTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -371,7 +372,7 @@ func TestReload_tellsAMistakeAtOnce(t *testing.T) {
 	}, developing)
 }
 
-// TestReload_afterAFailureThatIsNotBelievedYet begins anew.
+// TestReload_afterAFailureThatIsNotBelievedYet: the job starts again.
 func TestReload_afterAFailureThatIsNotBelievedYet(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.first()
@@ -391,7 +392,7 @@ func TestReload_buildsWithoutHotReload(t *testing.T) {
 		r := w.reload(client.ReloadRequest{Build: true})
 		w.builds().succeeds()
 		k.takesOver()
-		if o := r.gets(client.Reloaded); len(o.Trigger) > 0 { // what it was before is not known
+		if o := r.gets(client.Reloaded); len(o.Trigger) > 0 { // the previous sources are unknown
 			t.Errorf("outcome = %+v", o)
 		}
 	})
@@ -418,8 +419,8 @@ func TestReload_saysWhyNothingCanBeBuilt(t *testing.T) {
 	}
 }
 
-// TestNobodyReadsTheTerminal is in package console, and with a real one in
-// app/e2e; here the loop only must not look at what Write says.
+// TestNobodyReadsTheTerminal: the loop ignores errors of Write. That it never
+// waits is tested in package console, and in app/e2e with a real terminal.
 func TestNobodyReadsTheTerminal(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -432,7 +433,7 @@ type deafTerminal struct{}
 
 func (deafTerminal) Write([]byte) (int, error) { return 0, errors.New("input/output error") }
 
-// TestSave_aListingDuringWhichTheSourcesChange is asked for again.
+// TestSave_aListingDuringWhichTheSourcesChange: it is made again.
 func TestSave_aListingDuringWhichTheSourcesChange(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -442,7 +443,7 @@ func TestSave_aListingDuringWhichTheSourcesChange(t *testing.T) {
 				w.write(source, "three\n")
 			}
 		}
-		w.write("new.go", "package p\n") // a file that comes has to be listed
+		w.write("new.go", "package p\n") // a new file has to be listed
 		w.save("two\n")
 		w.builds().succeeds()
 		_, order := k.candidate()

@@ -9,8 +9,8 @@ import (
 	"example.org/orchestrator/handoff/failpoint"
 )
 
-// state is what the supervisor is doing. It follows from what it owns, so it
-// cannot contradict that: see [supervisor.state].
+// state is what the supervisor is doing. It is derived from what the supervisor
+// owns, so it cannot contradict that: see [supervisor.state].
 //
 //	            serving                  upgrade               report: took over
 //	starting ─────────────▶ serving ───────────────▶ upgrading ─────────────────▶ probation
@@ -18,20 +18,20 @@ import (
 //	                        │  │  └────── report: failed ┘  └──── upgrade (ends it) ─┘   │
 //	                        │  └──────────── final, or report: failed after the commit ──┘
 //	                        │ serving
-//	                    recovering ◀── the serving generation died, whatever the state
+//	                    recovering ◀── the serving generation died, in any state
 //
-//	stopping ◀── SIGTERM, Ctrl-C: from every state, and for good
+//	stopping ◀── SIGTERM, Ctrl-C: in any state, for good
 //
-// Listing and building go on in any state before stopping: until there is a
+// Listing and building go on in every state except stopping: until there is a
 // binary to hand over to, nothing is touched. See [job].
 type state int
 
 const (
 	starting   state = iota // no generation has served yet
-	serving                 // one serves, and is final
-	upgrading               // the serving one was told to hand over
-	probation               // one serves, and the one before stands by
-	recovering              // the serving one died, and another has been started
+	serving                 // a generation serves and is final
+	upgrading               // the serving generation was ordered to hand over
+	probation               // a generation serves, and the old one stands by
+	recovering              // the serving generation died, and none serves yet
 	stopping
 )
 
@@ -56,10 +56,11 @@ func (s *supervisor) state() state {
 	}
 }
 
-// hearing is what one type of message from a worker means, and when.
+// hearing says what one type of message from a worker means, and in which
+// states.
 type hearing struct {
 	message string
-	in      []state // elsewhere it comes too late, and means nothing
+	in      []state // in others it comes too late and is ignored
 	do      func(*supervisor, *worker, control.Message)
 }
 
@@ -69,11 +70,11 @@ var (
 	unstopped = []state{serving, upgrading, probation}
 )
 
-// hearings is everything that a worker can say.
+// hearings has every message that a worker can send.
 //
-// A report that an upgrade failed may find its job gone: the supervisor has
-// given up on it, or a newer one took its place. The worker serves in any case,
-// which is why it is heard in every state in which one can serve.
+// When a report of a failed upgrade arrives, its job may be gone: the supervisor
+// has given up on it, or a newer job has replaced it. The worker serves in any
+// case, so its report counts in every state in which a worker can serve.
 var hearings = []hearing{
 	{control.TypeServing, always, (*supervisor).hearServing},
 	{control.TypeReport, whileUp, (*supervisor).hearReport},

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	// stopLimit is how long a stop may take before a generation has said how
-	// long it takes.
+	// stopLimit is how long a stop may take if no generation has said how long
+	// it needs.
 	stopLimit = 10 * time.Second
 
-	// leaveTime is how long processes may take to be gone after the last link
-	// has ended, and killTime how long after they were killed.
+	// leaveTime is how long processes may take to exit after the last link has
+	// ended, and killTime how long after they were killed.
 	leaveTime = 2 * time.Second
 	killTime  = time.Second
 )
@@ -28,10 +28,10 @@ type stop struct {
 	begun    bool
 	code     int              // the program's exit code
 	deadline <-chan time.Time // when everything is killed
-	terminal bool             // the program was started in one
+	terminal bool             // the program was started in a terminal
 }
 
-// beginStop ends the program gracefully.
+// beginStop begins a graceful stop of the program.
 func (s *supervisor) beginStop() {
 	s.stop.begun = true
 	limit := stopLimit
@@ -48,7 +48,7 @@ func (s *supervisor) beginStop() {
 	s.abandon(errStopping)
 }
 
-// abandon ends whatever is being tried.
+// abandon ends the job, the request that waits and the probation.
 func (s *supervisor) abandon(why error) {
 	if j := s.job; j != nil {
 		s.job = nil
@@ -71,7 +71,7 @@ func (s *supervisor) killAll() {
 	}
 }
 
-// firstExited is called when a process that was started here has ended.
+// firstExited is called when a process that the supervisor started has exited.
 func (s *supervisor) firstExited(status proc.Status) {
 	pid := s.workers.first.pid
 	s.workers.first = firstProcess{}
@@ -88,13 +88,13 @@ func (s *supervisor) firstExited(status proc.Status) {
 	}
 }
 
-// cannotStart ends the program, which has never served.
+// cannotStart ends a program that has never served.
 func (s *supervisor) cannotStart(code int) {
 	s.stop.begun, s.stop.code = true, code
 	s.abandon(errNotStarted)
 }
 
-// stopped makes sure that nothing is left.
+// stopped makes sure that no process and no control socket is left.
 func (s *supervisor) stopped() {
 	if s.plan.watcher != nil {
 		s.plan.watcher.Close()

@@ -22,13 +22,14 @@ import (
 	"example.org/orchestrator/modules/topics"
 )
 
-// Lines that people and tests search for.
+// Log lines that people and tests search for.
 const (
 	logIgnoring     = "Hot-reload disabled, ignoring file changes"
 	logReloadFailed = "Failed to reload module '%s': %s"
 )
 
-// supervisor is the loop and all that it owns: only the loop touches it.
+// supervisor is the loop and everything that it owns. Only the loop touches it,
+// except the mailbox.
 type supervisor struct {
 	opts Options
 	sys  system
@@ -42,9 +43,9 @@ type supervisor struct {
 	events  eventLog
 	stop    stop
 
-	job     *job            // the attempt to reload that is under way; nil for none
-	standby *standby        // a generation that is not final; nil for none
-	last    *client.Outcome // of the last reload
+	job     *job            // the present attempt to reload; nil for none
+	standby *standby        // the serving generation until it is final; nil for none
+	last    *client.Outcome // outcome of the last reload
 }
 
 // mailbox is how other goroutines reach the loop. It is safe for concurrent
@@ -52,10 +53,10 @@ type supervisor struct {
 type mailbox struct {
 	inbox chan happening
 	ended chan struct{}   // closed when the loop has ended
-	tasks *sync.WaitGroup // every goroutine that posts
+	tasks *sync.WaitGroup // all goroutines that post
 }
 
-// runDir is what keeps others out of the run_dir, and lets clients in.
+// runDir keeps other supervisors out of the run_dir and lets clients in.
 type runDir struct {
 	unlock  func()
 	control net.Listener
@@ -73,7 +74,8 @@ func newSupervisor(opts Options, sys system) *supervisor {
 	return s
 }
 
-// run is the whole life of a supervisor. It returns the program's exit code.
+// run runs the supervisor until the program ends, and returns the program's exit
+// code.
 func (s *supervisor) run() (int, error) {
 	s.stop.terminal = s.sys.terminal() // before anything that may take a while
 	unlock, err := s.sys.lock()
@@ -92,7 +94,7 @@ func (s *supervisor) run() (int, error) {
 	return s.loop(), nil
 }
 
-// loop handles what happens until the program has stopped.
+// loop handles everything that happens until the program has stopped.
 func (s *supervisor) loop() int {
 	for !s.stop.begun || !s.workers.none() {
 		select {
@@ -127,7 +129,7 @@ func (s *supervisor) listen() error {
 	return nil
 }
 
-// end waits for every goroutine that could post.
+// end waits for all goroutines that post.
 func (s *supervisor) end() {
 	close(s.ended)
 	s.runDir.control.Close()
@@ -148,7 +150,8 @@ func (s *supervisor) signal(sig syscall.Signal) {
 	}
 }
 
-// begin starts the first generation, from the sources in development.
+// begin starts the first generation. In development it is built from the
+// sources.
 func (s *supervisor) begin() error {
 	if !s.opts.HotReload {
 		s.plan.current.binary = s.opts.Binary
@@ -169,7 +172,7 @@ func (s *supervisor) begin() error {
 	return nil
 }
 
-// startFirst starts a generation that nothing came before.
+// startFirst starts a generation without a predecessor.
 func (s *supervisor) startFirst(binary string) error {
 	n := s.builds.add(binary)
 	pid, exited, err := s.sys.start(binary, s.opts.WorkerArgs, n)
@@ -181,10 +184,10 @@ func (s *supervisor) startFirst(binary string) error {
 	return nil
 }
 
-// restoreRunDir makes the run_dir again if somebody has removed it, as cleaners
-// of temporary folders do. Running workers still hold the lock of the removed
-// folder, and so do all generations that inherit from them: should this process
-// die, a new run would not see them and would not wait for them.
+// restoreRunDir makes the run_dir again if it was removed, as cleaners of
+// temporary folders do. Running workers, and the generations that inherit from
+// them, keep holding the lock of the removed folder: if this process died, a new
+// run would neither see them nor wait for them.
 func (s *supervisor) restoreRunDir() {
 	if _, err := os.Stat(wire.Socket(s.opts.RunDir)); !errors.Is(err, os.ErrNotExist) {
 		return
@@ -204,7 +207,7 @@ func (s *supervisor) restoreRunDir() {
 		return
 	}
 	if ln, ok := old.(*net.UnixListener); ok {
-		ln.SetUnlinkOnClose(false) // there is another of this name
+		ln.SetUnlinkOnClose(false) // the new socket has the same path
 	}
 	old.Close()
 	s.printf("somebody had removed the run_dir: it is there again")
@@ -213,7 +216,7 @@ func (s *supervisor) restoreRunDir() {
 	}
 }
 
-// setHotReload begins or ends the watching.
+// setHotReload starts or stops watching the sources.
 func (s *supervisor) setHotReload(on bool) {
 	p := &s.plan
 	switch {
@@ -226,15 +229,15 @@ func (s *supervisor) setHotReload(on bool) {
 		s.opts.Log.Info(logIgnoring)
 	case on && p.watcher == nil:
 		p.saidIgnoring = false
-		if p.inputs == nil { // the first look finds out what the sources are
+		if p.inputs == nil { // the first look leads to a listing
 			p.set.Files = []string{p.config}
 		}
 		p.watcher = s.sys.watch(p.set)
 	}
 }
 
-// tellFailure publishes that a reload failed: here, where it is known, and to
-// the modules.
+// tellFailure publishes a failed reload to the followers of the events and to
+// the modules of the serving generation.
 func (s *supervisor) tellFailure(o client.Outcome, changed []string, unknown bool) {
 	app := s.publishFailure(s.workers.serving, o, changed, unknown)
 	if w := s.workers.serving; w != nil {
@@ -242,8 +245,8 @@ func (s *supervisor) tellFailure(o client.Outcome, changed []string, unknown boo
 	}
 }
 
-// publishFailure publishes that a reload failed to whoever follows the events.
-// It concerns the modules of w, which serves or has served until now.
+// publishFailure publishes a failed reload to the followers of the events. It
+// concerns the modules of w, which serves or has served until now.
 func (s *supervisor) publishFailure(w *worker, o client.Outcome, changed []string, unknown bool) topics.App {
 	var says *control.Serving
 	if w != nil {
@@ -269,7 +272,7 @@ func (s *supervisor) publishFailure(w *worker, o client.Outcome, changed []strin
 	return app
 }
 
-// publish adds an event of the supervisor's own.
+// publish publishes an event of the supervisor itself.
 func (s *supervisor) publish(topic string, data any) {
 	text, err := json.Marshal(data)
 	if err != nil {

@@ -18,7 +18,8 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// Run is the whole life of a supervisor. It returns the program's exit code.
+// Run runs a supervisor until the program ends, and returns the program's exit
+// code.
 func Run(opts Options) (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
@@ -40,7 +41,7 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 				return 0, nil, err
 			}
 			defer null.Close()
-			const lockFD = 3 // behind these three
+			const lockFD = 3 // after the three standard files
 			spec := proc.Spec{Path: binary, Args: args, Env: handoff.FirstEnv(n, lockFD)}
 			return reaper.Start(spec, null, os.Stdout, os.Stderr, workers)
 		},
@@ -98,8 +99,9 @@ func hasTerminal() bool {
 	return true
 }
 
-// listenControl makes the control socket, which only this user may use. The
-// lock of the run_dir is held, so nobody listens on one that is there.
+// listenControl makes the control socket, which only this user may use. It
+// replaces one that is already there: the run_dir is locked, so no other
+// supervisor listens on that.
 func listenControl(runDir string) (net.Listener, error) {
 	path := wire.Socket(runDir)
 	os.Remove(path)

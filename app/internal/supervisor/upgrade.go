@@ -11,23 +11,23 @@ import (
 	"example.org/orchestrator/app/internal/sources"
 )
 
-// answerTime is how long a generation may take to begin with an upgrade, and
-// to say how it went, beyond the limits it has named itself.
+// answerTime is how long, beyond the limits that it has named itself, a
+// generation may take to begin an upgrade and to report its outcome.
 const answerTime = 2 * time.Second
 
-// standby is a generation that serves and is not final yet: the one before it
+// standby is a serving generation that is not final yet: the old generation
 // stands by.
 type standby struct {
 	generation int
 	outcome    client.Outcome
-	changed    []string // packages
+	changed    []string // packages that changed
 	unknown    bool
 	repair     bool
-	requests   []*request // that wait for the end of it
+	requests   []*request // waiting until it is final
 }
 
-// newStandby is the standby that follows o. Requests that wait for its end go
-// along; done are the others.
+// newStandby returns the standby that follows o. Requests that wait for the end
+// of the probation move to it; done is the rest.
 func newStandby(j *job, o client.Outcome) (s *standby, done []*request) {
 	s = &standby{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown, repair: j.repair}
 	for _, r := range j.requests {
@@ -36,18 +36,18 @@ func newStandby(j *job, o client.Outcome) (s *standby, done []*request) {
 			continue
 		}
 		if r.timer != nil {
-			r.timer.Stop() // it was for the time until the commit
+			r.timer.Stop() // it limits the time until the commit only
 		}
 		s.requests = append(s.requests, r)
 	}
 	return s, done
 }
 
-// upgrade has the serving generation hand over to the job's binary. A newer
-// reload ends the probation of the one before it early.
+// upgrade orders the serving generation to hand over to the job's binary. It
+// expedites the probation of the previous reload.
 func (s *supervisor) upgrade() {
 	j, w := s.job, s.workers.serving
-	if w == nil { // until a generation serves
+	if w == nil { // wait until a generation serves
 		instead := s.state() == recovering && !j.repair
 		s.job = nil
 		if instead {
@@ -71,8 +71,8 @@ func (s *supervisor) upgrade() {
 	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnheard{j, w})
 }
 
-// order is what the serving generation is told. Requests that share a job get
-// one upgrade, which does what any of them wants.
+// order returns the order for the serving generation. Requests that share a job
+// get one upgrade that does what any of them asked for.
 func (j *job) order() control.Upgrade {
 	order := control.Upgrade{
 		Binary:     sources.Absolute(j.binary),
@@ -94,9 +94,9 @@ func (j *job) order() control.Upgrade {
 	return order
 }
 
-// unheard gives up on a generation that has not even begun with the upgrade. It
-// may be stopped, by a debugger for instance, and serve again when it goes on,
-// so it is left alone.
+// unheard gives up on a generation that has not even begun the upgrade. It is
+// not killed: it may be stopped, for instance by a debugger, and serve again
+// once it continues.
 func (s *supervisor) unheard(j *job, w *worker) {
 	if s.job != j || s.workers.serving != w || w.stage != nil {
 		return
@@ -109,7 +109,7 @@ func (s *supervisor) unheard(j *job, w *worker) {
 	})
 }
 
-// reported is called when a worker has reported how an upgrade went.
+// reported is called when a worker has reported how an upgrade ended.
 func (s *supervisor) reported(r control.Report) {
 	if s.standby != nil && r.Generation == s.standby.generation {
 		s.rolledBack(s.conclude(facts{report: &r}))
@@ -127,17 +127,17 @@ func (s *supervisor) reported(r control.Report) {
 		s.plan.previous = s.plan.current
 		s.plan.serves(j.binary, j.snap)
 		s.plan.refused = nil
-		s.crashes.forget() // those were of another build, or of none that is to blame
+		s.crashes.forget() // of another build, or not the fault of any
 	}
 	s.finish(s.conclude(facts{report: &r}))
 }
 
 // rolledBack is called when a generation has failed in its probation and the
-// one before it serves again.
+// old generation serves again.
 func (s *supervisor) rolledBack(now client.Outcome) {
 	p := s.standby
 	s.standby = nil
-	if !p.repair { // else it was of the same sources
+	if !p.repair { // a repair has the same sources
 		s.plan.refused = s.plan.current.snap
 		s.plan.current = s.plan.previous
 	}
@@ -157,12 +157,12 @@ func (s *supervisor) rolledBack(now client.Outcome) {
 	if j.phase >= buildPhase && j.phase <= upgradePhase && j.snap != nil && !j.repair {
 		s.nameChange()
 	}
-	if j.phase == upgradePhase && !s.jobExpired(client.StageStart) { // its order went to the generation that failed
+	if j.phase == upgradePhase && !s.jobExpired(client.StageStart) { // the order went to the failed generation
 		s.upgrade()
 	}
 }
 
-// endStandby is called when a generation is final, well or not.
+// endStandby is called when a generation is final, healthy or not.
 func (s *supervisor) endStandby(how client.Probation) {
 	p := s.standby
 	s.standby = nil
@@ -183,12 +183,12 @@ func (s *supervisor) endStandby(how client.Probation) {
 	}
 }
 
-// repair replaces a degraded generation by a fresh process of its own build.
+// repair replaces a degraded generation with a fresh process of the same build.
 func (s *supervisor) repair(w *worker) {
 	if s.workers.serving != w || s.stop.begun {
 		return
 	}
-	if s.job != nil { // which replaces it as well, if it succeeds
+	if s.job != nil { // if it succeeds, it replaces w too
 		s.workers.unhealthy = w
 		return
 	}

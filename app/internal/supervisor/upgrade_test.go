@@ -15,7 +15,7 @@ import (
 	"example.org/orchestrator/app/internal/proc"
 )
 
-// These tests are about one generation replacing another, on request.
+// These tests are about one generation replacing another on request.
 
 func TestUpgrade_toTheBinaryAtItsPath(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -44,7 +44,7 @@ func TestUpgrade_toTheBinaryAtItsPath(t *testing.T) {
 	})
 }
 
-// TestUpgrade_fails is every way in which the old generation goes on.
+// TestUpgrade_fails has every way in which the old generation goes on.
 func TestUpgrade_fails(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -76,7 +76,7 @@ func TestUpgrade_fails(t *testing.T) {
 					t.Errorf("the modules hear %+v", failure)
 				}
 				w.wantPrinted("Failed to reload module '" + tt.report.Module + "': ")
-				// The next one gets a number of its own.
+				// The next one gets a new number.
 				w.reload(client.ReloadRequest{})
 				if next := k.hears(control.TypeUpgrade).Upgrade; next.Generation != 3 {
 					t.Errorf("the next candidate is generation %d, want 3", next.Generation)
@@ -105,7 +105,7 @@ func TestUpgrade_isNotHeardByAStoppedProcess(t *testing.T) {
 		if k.ended() != nil {
 			t.Error("it was killed: a debugger may hold it")
 		}
-		// It goes on, and says what it has to say.
+		// It goes on and reports.
 		k.hears(control.TypeFailure)
 		k.fails(control.Report{Generation: 2, Stage: client.StageStart, Error: "cancelled"})
 		w.wantState(serving)
@@ -141,7 +141,7 @@ func TestUpgrade_isKilledInAStageThatTakesTooLong(t *testing.T) {
 	})
 }
 
-// TestUpgrade_aStageWithoutALimit is one in which a debugger holds the worker.
+// TestUpgrade_aStageWithoutALimit: a debugger holds the worker.
 func TestUpgrade_aStageWithoutALimit(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -191,7 +191,7 @@ func TestProbation(t *testing.T) {
 				k := w.first()
 				r := w.reload(client.ReloadRequest{WaitProbation: true})
 				c := k.takesOver()
-				time.Sleep(time.Minute) // a timeout is about the time until the commit
+				time.Sleep(time.Minute) // the timeout is only for the time until the commit
 				r.waits()
 				tt.ends(k, c)
 				o := r.gets(tt.want)
@@ -206,7 +206,8 @@ func TestProbation(t *testing.T) {
 	}
 }
 
-// TestProbation_aRollbackIsPublished though the reload was told as a success.
+// TestProbation_aRollbackIsPublished: also if the reload was reported as a
+// success.
 func TestProbation_aRollbackIsPublished(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -224,14 +225,14 @@ func TestProbation_aRollbackIsPublished(t *testing.T) {
 		for _, e := range w.sup.events.last() {
 			topics += e.Topic + " "
 		}
-		if topics != "module.rolled_back module.rolled_back app.reload_failed " { // what changed is not known, so it is all
+		if topics != "module.rolled_back module.rolled_back app.reload_failed " { // what changed is unknown, so all modules are named
 			t.Errorf("events: %s", topics)
 		}
 	})
 }
 
-// TestProbation_isEndedEarlyByANewerReload, whose candidate the new generation
-// starts once it is final.
+// TestProbation_isEndedEarlyByANewerReload: the new generation starts the next
+// candidate once it is final.
 func TestProbation_isEndedEarlyByANewerReload(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -250,8 +251,8 @@ func TestProbation_isEndedEarlyByANewerReload(t *testing.T) {
 	})
 }
 
-// TestProbation_aRollbackWhileANewerReloadWaits for the generation that failed:
-// the one before it gets the order.
+// TestProbation_aRollbackWhileANewerReloadWaits: the reload was ordered from the
+// generation that failed, so the old generation gets the order.
 func TestProbation_aRollbackWhileANewerReloadWaits(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -271,8 +272,8 @@ func TestProbation_aRollbackWhileANewerReloadWaits(t *testing.T) {
 	})
 }
 
-// TestLastWordsComeTooLate: a candidate that was given up may have said before
-// that it serves, on a link of its own.
+// TestLastWordsComeTooLate: a candidate may have said on its own link that it
+// serves, before the old generation gave it up.
 func TestLastWordsComeTooLate(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -287,7 +288,7 @@ func TestLastWordsComeTooLate(t *testing.T) {
 	})
 }
 
-// TestReports_ofSomebodyElse: a job is answered by its own generation only.
+// TestReports_ofSomebodyElse: only the job's own generation ends it.
 func TestReports_ofSomebodyElse(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.first()
@@ -335,7 +336,7 @@ func TestRequests_expire(t *testing.T) {
 		running.waits()
 		time.Sleep(time.Second)
 		k.hears(control.TypeCancel)
-		running.waits() // what the worker makes of it is the outcome
+		running.waits() // the worker's report is the outcome
 		k.fails(control.Report{Generation: 2, Stage: client.StageHold, Error: errTimeout.Error()})
 		running.gets(client.Rejected)
 	})
@@ -351,7 +352,7 @@ func TestRequests_haveALimitOfTheirOwn(t *testing.T) {
 	})
 }
 
-// TestRequests_beforeAnythingServes wait for that.
+// TestRequests_beforeAnythingServes: they wait until something does.
 func TestRequests_beforeAnythingServes(t *testing.T) {
 	inWorld(t, func(w *world) {
 		r := w.reload(client.ReloadRequest{})
@@ -384,7 +385,8 @@ func TestRepair(t *testing.T) {
 	})
 }
 
-// TestRepair_waitsItsTurn behind a reload, which repairs as well if it succeeds.
+// TestRepair_waitsItsTurn: it waits for a reload, which repairs too if it
+// succeeds.
 func TestRepair_waitsItsTurn(t *testing.T) {
 	for _, succeeds := range []bool{true, false} {
 		inWorld(t, func(w *world) {
@@ -424,8 +426,8 @@ func TestDrained(t *testing.T) {
 	})
 }
 
-// TestHearings tries every word of a worker in every state: what is not in the
-// table changes nothing.
+// TestHearings sends every message of a worker in every state: what is not in
+// the table changes nothing.
 func TestHearings(t *testing.T) {
 	bring := map[state]func(w *world) *fakeWorker{
 		starting: func(w *world) *fakeWorker { return w.started().connect() },

@@ -16,15 +16,15 @@ import (
 	"example.org/orchestrator/handoff/failpoint"
 )
 
-// worker is a generation's process, for as long as its link holds.
+// worker is a generation's process, for as long as its link lasts.
 type worker struct {
 	generation int
 	pid        int
 	build      string
 	conn       *wire.Conn
-	says       *control.Serving // what it said of itself last; nil until it serves
-	stage      *control.Stage   // of the upgrade that it does
-	watchdog   *time.Timer      // ends the stage
+	says       *control.Serving // its latest description of itself; nil until it serves
+	stage      *control.Stage   // of the upgrade that it performs; nil for none
+	watchdog   *time.Timer      // fires when the stage takes too long
 }
 
 // stopTime is the longest that a graceful stop of w may take.
@@ -32,13 +32,14 @@ func (w *worker) stopTime() time.Duration {
 	return time.Duration(w.says.StopMS) * time.Millisecond
 }
 
-// enter begins a stage of an upgrade, which the timer ends; nil is none.
+// enter begins a stage of an upgrade; nil for none. timer fires when the stage
+// takes too long; nil for no limit.
 func (w *worker) enter(stage *control.Stage, timer *time.Timer) {
 	w.unwatch()
 	w.stage, w.watchdog = stage, timer
 }
 
-// unwatch ends the watch over a stage, which w stays in.
+// unwatch stops the watchdog. w stays in its stage.
 func (w *worker) unwatch() {
 	if w.watchdog != nil {
 		w.watchdog.Stop()
@@ -46,28 +47,28 @@ func (w *worker) unwatch() {
 	}
 }
 
-// workers is every process of the program that is alive, as far as is known.
+// workers holds the processes of the program that are alive, as far as is known.
 type workers struct {
 	linked     map[int]*worker // by generation
 	serving    *worker         // nil before the first one and after a crash
 	everServed bool
-	unhealthy  *worker // has asked for a fresh process of its build
+	unhealthy  *worker // asked for a fresh process of its build; nil for none
 	first      firstProcess
-	groups     []int // process groups, to kill
+	groups     []int // process groups to kill
 	asking     statusQuery
 
-	// discarded is the last generation that the one before it gave up. What
-	// it still says, it said before it was killed.
+	// discarded is the last candidate that an old generation has given up. A
+	// message that still arrives from it was sent before it was killed.
 	discarded int
 }
 
-// firstProcess is a process that was started here and whose end is awaited.
+// firstProcess is a process that the supervisor itself started and waits for.
 type firstProcess struct {
 	pid    int // 0 for none
 	exited <-chan proc.Status
 }
 
-// number is the serving generation's, 0 for none.
+// number returns the number of the serving generation, 0 for none.
 func (ws *workers) number() int {
 	if ws.serving == nil {
 		return 0
@@ -78,7 +79,7 @@ func (ws *workers) number() int {
 // none reports whether no process is left.
 func (ws *workers) none() bool { return len(ws.linked) == 0 && ws.first.pid == 0 }
 
-// accept greets whoever connects, until ln is closed.
+// accept serves every connection to ln until ln is closed.
 func (s *supervisor) accept(ln net.Listener) {
 	for {
 		conn, err := ln.Accept()
@@ -97,10 +98,11 @@ func (s *supervisor) accept(ln net.Listener) {
 	}
 }
 
-// lastAnswerTime is how long a client has to take its answer at the end.
+// lastAnswerTime is how long a client has to read its answer when the loop has
+// ended.
 const lastAnswerTime = time.Second
 
-// greet serves one connection, as long as it and the loop last.
+// greet serves one connection until it or the loop ends.
 func (s *supervisor) greet(conn net.Conn) {
 	done := make(chan struct{})
 	defer close(done)
@@ -108,7 +110,7 @@ func (s *supervisor) greet(conn net.Conn) {
 		select {
 		case <-done:
 		case <-s.ended:
-			conn.SetReadDeadline(time.Unix(1, 0)) // it has nothing more to say
+			conn.SetReadDeadline(time.Unix(1, 0)) // read nothing more
 			select {
 			case <-done:
 			case <-time.After(lastAnswerTime):
@@ -128,7 +130,7 @@ func (s *supervisor) greet(conn net.Conn) {
 	}
 }
 
-// serveWorker is the link of one worker.
+// serveWorker reads the link of one worker until it ends.
 func (s *supervisor) serveWorker(c *wire.Conn, hello *wire.Hello) {
 	w := &worker{generation: hello.Generation, pid: hello.PID, conn: c}
 	s.post(workerCame{w})
@@ -147,7 +149,7 @@ func (s *supervisor) serveWorker(c *wire.Conn, hello *wire.Hello) {
 	s.post(workerGone{w})
 }
 
-// send tells a worker something. If it is gone, its link will say so.
+// send sends a worker a message. If the worker is gone, its link will say so.
 func (s *supervisor) send(w *worker, m control.Message) {
 	failpoint.At(failpoint.Supervisor, "before", m.Type)
 	w.conn.Send(m)
@@ -164,7 +166,8 @@ func (s *supervisor) came(w *worker) {
 	}
 }
 
-// hearServing: w serves, for the first time or with modules that changed.
+// hearServing is called when w serves: for the first time, or with modules that
+// stopped or run again.
 func (s *supervisor) hearServing(w *worker, m control.Message) {
 	if m.Serving == nil {
 		return
@@ -197,7 +200,7 @@ func (s *supervisor) servesFirst(w *worker) {
 	s.next()
 }
 
-// servesOn is called when a generation goes on to serve, or serves again.
+// servesOn is called when a generation still serves, or serves again.
 func (s *supervisor) servesOn(w *worker) {
 	s.builds.servesOn(w.generation)
 	s.workers.serving = w
@@ -205,7 +208,8 @@ func (s *supervisor) servesOn(w *worker) {
 	s.setHotReload(w.says.HotReload)
 }
 
-// hearReport: the upgrade that w was told to do has failed, and w serves.
+// hearReport is called when an upgrade has failed and w, the old generation,
+// serves.
 func (s *supervisor) hearReport(w *worker, m control.Message) {
 	if m.Report == nil || w.says == nil {
 		return
@@ -216,8 +220,8 @@ func (s *supervisor) hearReport(w *worker, m control.Message) {
 	s.reported(*m.Report)
 }
 
-// hearStage: w begins with a stage of an upgrade. It is killed if it takes too
-// long over it: it is stuck, and nothing else ends that.
+// hearStage is called when w begins a stage of an upgrade. If w exceeds the
+// stage's limit it is stuck and is killed: nothing else would end the stage.
 func (s *supervisor) hearStage(w *worker, m control.Message) {
 	if m.Stage == nil {
 		return
@@ -229,7 +233,7 @@ func (s *supervisor) hearStage(w *worker, m control.Message) {
 	w.enter(m.Stage, timer)
 }
 
-// stuck kills a worker that is still in a stage whose time is over.
+// stuck kills a worker that is still in a stage after its limit.
 func (s *supervisor) stuck(w *worker, stage *control.Stage) {
 	if w.stage != stage || s.workers.linked[w.generation] != w {
 		return
@@ -238,14 +242,14 @@ func (s *supervisor) stuck(w *worker, stage *control.Stage) {
 	s.sys.kill(w.pid)
 }
 
-// hearFinal: the generation before w stands by no longer.
+// hearFinal is called when the old generation no longer stands by.
 func (s *supervisor) hearFinal(_ *worker, m control.Message) {
 	if m.Final != nil && s.standby != nil && s.standby.generation == m.Final.Generation {
 		s.endStandby(m.Final.Probation)
 	}
 }
 
-// hearDrained: w was replaced, and no client is connected to it any more.
+// hearDrained is called when w, which was replaced, has no connections left.
 func (s *supervisor) hearDrained(w *worker, m control.Message) {
 	if m.Drained == nil {
 		return
@@ -304,9 +308,9 @@ func (s *supervisor) gone(w *worker) {
 	}
 }
 
-// expedite has those that are left go on without w, which served: one that
-// still drains ends, and one that was about to take over gets the time that a
-// stop has. Those in a stage of an upgrade have their own limits.
+// expedite is called when w died while it served and others are left. One that
+// drains ends at once; one that was about to take over has as long as a stop may
+// take. Those in a stage of an upgrade keep its limit.
 func (s *supervisor) expedite(w *worker) {
 	for _, other := range s.workers.linked {
 		s.send(other, control.Message{Type: control.TypeExpedite})
@@ -315,7 +319,7 @@ func (s *supervisor) expedite(w *worker) {
 	s.after(limit, takeoverLate{w, limit})
 }
 
-// killLate kills what should have taken over from one that died.
+// killLate kills a generation that should have taken over from died.
 func (s *supervisor) killLate(died *worker, limit time.Duration) {
 	for _, other := range s.workers.linked {
 		if s.workers.serving == died && other.says == nil && other.watchdog == nil {
@@ -325,17 +329,19 @@ func (s *supervisor) killLate(died *worker, limit time.Duration) {
 	}
 }
 
-// statusQuery is who waits for the serving worker's part of a status.
+// statusQuery holds the clients that wait for the serving worker's part of a
+// status.
 type statusQuery struct {
 	waiting []chan client.Status
-	asked   *worker // that is to answer them
+	asked   *worker // the worker that was asked; nil for none
 }
 
-// maxStatusWaiting bounds what waits for a worker that does not answer.
+// maxStatusWaiting is how many clients may wait for a worker that does not
+// answer.
 const maxStatusWaiting = 100
 
-// add notes one who waits. It reports whether w has to be asked: one answer is
-// for all.
+// add adds a waiting client. It reports whether w has to be asked: one answer
+// serves all clients.
 func (q *statusQuery) add(w *worker, answer chan client.Status) (ask bool) {
 	if len(q.waiting) >= maxStatusWaiting {
 		return false
@@ -348,7 +354,7 @@ func (q *statusQuery) add(w *worker, answer chan client.Status) (ask bool) {
 
 func (q *statusQuery) answered(w *worker, status client.Status) {
 	for _, answer := range q.waiting {
-		answer <- status // each has room for one
+		answer <- status // each is buffered
 	}
 	q.waiting = nil
 	if q.asked == w {
@@ -356,7 +362,7 @@ func (q *statusQuery) answered(w *worker, status client.Status) {
 	}
 }
 
-// abandon ends the waiting for a worker that has died.
+// abandon stops waiting for a worker that has died.
 func (q *statusQuery) abandon() {
 	for _, answer := range q.waiting {
 		close(answer)
@@ -364,7 +370,7 @@ func (q *statusQuery) abandon() {
 	q.waiting = nil
 }
 
-// printf tells people something. It never waits for them.
+// printf prints a line for people. It never blocks.
 func (s *supervisor) printf(format string, args ...any) {
 	fmt.Fprintf(s.opts.Out, format+"\n", args...)
 }

@@ -35,9 +35,9 @@ type world struct {
 	opts    Options
 	sup     *supervisor
 	dir     string
-	conns   chan net.Conn // to the control socket
+	conns   chan net.Conn // connections to the control socket
 	signals chan os.Signal
-	starts  chan *process // what the supervisor has started
+	starts  chan *process // processes that the supervisor has started
 	builder *fakeBuilder
 	watcher *fakeWatcher
 	done    chan int // the exit code, when run has returned
@@ -47,20 +47,20 @@ type world struct {
 	out      strings.Builder
 	procs    map[int]*process
 	nextPID  int
-	startErr error // of the next start
+	startErr error // the error of the next start
 	locked   int
 	terminal bool
 
-	whileLocking func() // what happens while the lock is awaited; nil for nothing
+	whileLocking func() // called while the supervisor waits for the lock; nil for nothing
 }
 
-// process is one that the supervisor can see.
+// process is a process that the supervisor can see.
 type process struct {
 	w          *world
 	pid        int
 	generation int
 	binary     string
-	exited     chan proc.Status // nil for one that it has not started itself
+	exited     chan proc.Status // nil if the supervisor has not started it itself
 	status     *proc.Status     // nil while it lives
 	link       *fakeWorker      // nil before it has connected
 	deaf       bool             // SIGTERM does nothing
@@ -68,13 +68,13 @@ type process struct {
 
 const source = "/program.go"
 
-// setting is how a world differs from one that serves in production.
+// setting changes a world, which otherwise serves in production.
 type setting func(*world)
 
-// developing has the world start with hot reload on.
+// developing turns hot reload on.
 func developing(w *world) { w.opts.HotReload = true }
 
-// inWorld runs f beside a supervisor, under synctest.
+// inWorld runs f and a supervisor under synctest.
 func inWorld(t *testing.T, f func(*world), settings ...setting) {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -184,7 +184,7 @@ func (w *world) system() system {
 	}
 }
 
-// process makes one. w.mu is held.
+// process makes a process. w.mu must be locked.
 func (w *world) process(generation int, binary string) *process {
 	w.nextPID++
 	p := &process{w: w, pid: w.nextPID, generation: generation, binary: binary}
@@ -213,7 +213,7 @@ func (w *world) killAll() {
 	}
 }
 
-// ended is how the process has ended, nil while it lives.
+// ended returns how the process has ended, nil while it lives.
 func (p *process) ended() *proc.Status {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
@@ -267,7 +267,7 @@ func (w *world) code() int {
 	return code
 }
 
-// Write is the terminal.
+// Write implements the terminal.
 func (w *world) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -299,7 +299,7 @@ func (w *world) wantNotPrinted(text string) {
 func (w *world) wantState(want state) {
 	w.t.Helper()
 	synctest.Wait()
-	// The loop waits for something to happen, so nobody touches its state.
+	// The loop waits for something to happen, so it does not touch its state.
 	if got := w.sup.state(); got != want {
 		w.t.Errorf("state = %v, want %v", got, want)
 	}
@@ -312,14 +312,14 @@ func (w *world) write(name, text string) {
 	}
 }
 
-// save writes the source file and has the watcher notice.
+// save writes the source file and makes the watcher notice.
 func (w *world) save(text string) {
 	w.write(source, text)
 	w.watcher.changed <- struct{}{}
 	synctest.Wait()
 }
 
-// started is the next process that the supervisor has started.
+// started returns the next process that the supervisor has started.
 func (w *world) started() *process {
 	w.t.Helper()
 	synctest.Wait()
@@ -332,7 +332,7 @@ func (w *world) started() *process {
 	}
 }
 
-// startedAfter is the next process, which is started after d and no sooner.
+// startedAfter returns the next process, which must start after d and no sooner.
 func (w *world) startedAfter(d time.Duration) *process {
 	w.t.Helper()
 	if d > time.Millisecond {
@@ -360,7 +360,7 @@ type fakeWorker struct {
 	heard chan control.Message
 }
 
-// connect is the first thing that a worker does.
+// connect links the process to the supervisor, as a worker does first.
 func (p *process) connect() *fakeWorker {
 	p.w.t.Helper()
 	near, far := net.Pipe()
@@ -385,7 +385,7 @@ func (p *process) connect() *fakeWorker {
 	return k
 }
 
-// hears is the next message that the worker gets, which must be of this type.
+// hears returns the next message to the worker, which must be of this type.
 func (k *fakeWorker) hears(want string) control.Message {
 	k.w.t.Helper()
 	synctest.Wait()
@@ -421,8 +421,8 @@ func (k *fakeWorker) says(m control.Message) {
 	synctest.Wait()
 }
 
-// serves says that the worker serves, with the report of the upgrade that has
-// brought it there, if there was one.
+// serves says that the worker serves, with the report of its upgrade; nil for
+// none.
 func (k *fakeWorker) serves(report *control.Report, edits ...func(*control.Serving)) {
 	k.w.t.Helper()
 	s := &control.Serving{
@@ -440,7 +440,7 @@ func (k *fakeWorker) serves(report *control.Report, edits ...func(*control.Servi
 	k.says(control.Message{Type: control.TypeServing, Serving: s})
 }
 
-// first is the first generation, serving.
+// first returns the first generation, which serves.
 func (w *world) first() *fakeWorker {
 	w.t.Helper()
 	if w.opts.HotReload {
@@ -452,7 +452,7 @@ func (w *world) first() *fakeWorker {
 	return k
 }
 
-// candidate is the process that k starts when it is told to upgrade.
+// candidate returns the candidate that k starts, and the order to do so.
 func (k *fakeWorker) candidate() (*fakeWorker, control.Upgrade) {
 	k.w.t.Helper()
 	order := *k.hears(control.TypeUpgrade).Upgrade
@@ -463,7 +463,7 @@ func (k *fakeWorker) candidate() (*fakeWorker, control.Upgrade) {
 	return p.connect(), order
 }
 
-// takesOver has the candidate of k serve, in a probation.
+// takesOver makes the candidate of k serve, in its probation.
 func (k *fakeWorker) takesOver() *fakeWorker {
 	k.w.t.Helper()
 	c := k.commits()
@@ -471,7 +471,7 @@ func (k *fakeWorker) takesOver() *fakeWorker {
 	return c
 }
 
-// commits is takesOver, whatever follows at once.
+// commits makes the candidate of k serve, whatever state follows.
 func (k *fakeWorker) commits() *fakeWorker {
 	k.w.t.Helper()
 	c, order := k.candidate()
@@ -480,7 +480,7 @@ func (k *fakeWorker) commits() *fakeWorker {
 	return c
 }
 
-// final ends the probation of k, and the life of the generation before it.
+// final ends the probation of k and the old generation's life.
 func (k *fakeWorker) final(before *fakeWorker) {
 	k.w.t.Helper()
 	k.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: k.generation, Probation: client.ProbationPassed}})
@@ -488,7 +488,7 @@ func (k *fakeWorker) final(before *fakeWorker) {
 	k.w.wantState(serving)
 }
 
-// fails reports that the upgrade to generation n did not happen.
+// fails reports that an upgrade has failed.
 func (k *fakeWorker) fails(r control.Report) {
 	k.w.t.Helper()
 	k.says(control.Message{Type: control.TypeReport, Report: &r})
@@ -532,7 +532,7 @@ func (w *world) reload(r client.ReloadRequest) *fakeClient {
 	return w.ask(control.Message{Type: control.TypeReload, Reload: &r})
 }
 
-// gets is the outcome, which must have come.
+// gets returns the outcome, which must have arrived with this verdict.
 func (k *fakeClient) gets(want client.Verdict) client.Outcome {
 	k.w.t.Helper()
 	synctest.Wait()
@@ -622,7 +622,7 @@ func (b *fakeBuilder) Build(ctx context.Context, job build.Job) (string, error) 
 
 func (b *fakeBuilder) Close() { b.closed = true }
 
-// builds is the build that is under way.
+// builds returns the build that is under way.
 func (w *world) builds() *fakeBuild {
 	w.t.Helper()
 	synctest.Wait()
@@ -645,7 +645,7 @@ func (w *world) buildsNothing() {
 	}
 }
 
-// succeeds makes a binary out of what the sources say.
+// succeeds makes a binary from the sources.
 func (b *fakeBuild) succeeds() {
 	b.w.t.Helper()
 	file := filepath.Join(b.w.dir, source)
@@ -668,7 +668,7 @@ func (b *fakeBuild) fails(message string) {
 	synctest.Wait()
 }
 
-// wasCancelled reports whether nobody wants the build any more.
+// wasCancelled reports whether the build was cancelled.
 func (b *fakeBuild) wasCancelled() bool {
 	synctest.Wait()
 	return b.cancelled()
@@ -683,7 +683,7 @@ func (f *fakeWatcher) Watch(sources.Set)        { f.closed = false }
 func (f *fakeWatcher) Changed() <-chan struct{} { return f.changed }
 func (f *fakeWatcher) Close()                   { f.closed = true }
 
-// pipeListener accepts what the world connects.
+// pipeListener accepts the connections that the world makes.
 type pipeListener struct {
 	conns  chan net.Conn
 	closed chan struct{}

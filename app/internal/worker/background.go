@@ -10,10 +10,10 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// background is the work of a generation beside its requests: the Run calls of
-// its modules, and the attempts to start again those that are down.
+// background is the work of a generation besides its requests: the Run calls of
+// its modules, and the attempts to start modules that are down.
 type background struct {
-	do    func(task func(ctx context.Context)) // in a goroutine; ctx ends with end
+	do    func(task func(ctx context.Context)) // runs task in a goroutine; end cancels ctx
 	stop  context.CancelFunc
 	tasks sync.WaitGroup
 }
@@ -39,14 +39,15 @@ func (b *background) run(in *instance) {
 	})
 }
 
-// errRunsOn says that background work did not end in time.
+// errRunsOn means that background work did not end in time.
 var errRunsOn = errors.New("a module's Run does not return")
 
-// end tells every task to return and waits for it.
+// end cancels every task and waits for all of them. It returns errRunsOn if ctx
+// ends before that.
 func (b *background) end(ctx context.Context) error {
 	b.stop()
 	done := make(chan struct{})
-	go func() { // ends with the last task, which may be never
+	go func() { // ends with the last task, or never
 		b.tasks.Wait()
 		close(done)
 	}()

@@ -10,8 +10,8 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// Check finds what is wrong with a configuration and a list of modules before
-// anything is started. Factories are called, nothing else of a module is.
+// Check checks a configuration and a list of modules without starting anything.
+// Of a module it calls only the factory, State and DependsOn.
 func Check(file string, list modules.List) error {
 	if err := contract.CheckList(list); err != nil {
 		return err

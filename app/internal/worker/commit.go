@@ -13,9 +13,9 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// commit gives everything away, and stands by until the candidate has proved
-// itself. From here the attempt cannot be cancelled; if the candidate dies,
-// what it did is rewound.
+// commit gives everything to the candidate, and stands by until the candidate is
+// final. From here on the attempt cannot be cancelled. If the candidate dies,
+// every state is reverted to that of the commit.
 func (a *attempt) commit() error {
 	g := a.g
 	probation := g.cfg.App.Probation
@@ -41,12 +41,12 @@ func (a *attempt) commit() error {
 		defer cancel()
 		err = a.candidate.Finish(ctx, cut)
 	}
-	if err == nil || a.candidate.Final() || g.stopping.Load() { // whoever stops takes nothing back
+	if err == nil || a.candidate.Final() || g.stopping.Load() { // a program that stops takes nothing back
 		a.drain()
 		return nil
 	}
 	a.kill()
-	if a.candidate.Final() { // after all
+	if a.candidate.Final() { // it became final meanwhile
 		a.drain()
 		return nil
 	}
@@ -55,7 +55,7 @@ func (a *attempt) commit() error {
 		return err
 	}
 	g.mu.Lock()
-	for _, in := range g.set.list { // whether or not the candidate got its state
+	for _, in := range g.set.list { // even if the candidate never got their states
 		if _, ok := in.module.(modules.Stateful); ok && !slices.Contains(a.lost, in.name) {
 			a.reverted = append(a.reverted, in.name)
 		}
@@ -64,8 +64,8 @@ func (a *attempt) commit() error {
 	return &committedError{err}
 }
 
-// giveAway commits and passes the connections on. Those that cannot move stay
-// here, and their requests are forwarded.
+// giveAway commits and passes the connections on. Pinned connections stay here,
+// and their requests are forwarded.
 func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	g := a.g
 	handed, conns, closed := a.held.HandOver()
@@ -124,7 +124,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	return nil
 }
 
-// drain waits for the clients whose connections could not move to go.
+// drain waits until the clients of pinned connections have gone.
 func (a *attempt) drain() {
 	g := a.g
 	if g.server.Pinned() == 0 {
@@ -144,7 +144,7 @@ func (a *attempt) drain() {
 	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: closed}})
 }
 
-// standBy watches the candidate serve.
+// standBy watches the candidate during its probation.
 func (a *attempt) standBy(probation time.Duration) error {
 	app := a.g.cfg.App
 	patience, returning := a.limits().answer(), a.limits().giveBack()
@@ -160,7 +160,7 @@ func (a *attempt) standBy(probation time.Duration) error {
 	}, a.expedited)
 }
 
-// takeBack serves again with what a candidate that was not well has returned.
+// takeBack serves again with what an unhealthy candidate has handed back.
 func (a *attempt) takeBack(back *handoff.ReturnedError) error {
 	g := a.g
 	a.rollBack(back.States, func(adopt func([]serve.Detached)) {
@@ -168,7 +168,7 @@ func (a *attempt) takeBack(back *handoff.ReturnedError) error {
 		defer cancel()
 		if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { adopt(incoming(conns)) }); err != nil {
 			g.log.Warn("not every connection came back", "err", err)
-			a.kill() // it may go on serving otherwise
+			a.kill() // otherwise it may go on serving
 		}
 	})
 	a.await()

@@ -13,8 +13,9 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// forwardOwner is the owner, on its way to another process, of a connection that
-// carries forwarded requests. HTTP has none; all others are modules.
+// forwardOwner is the owner, in a handoff, of a connection that carries
+// forwarded requests. HTTP connections have no owner; all other owners are
+// modules.
 const forwardOwner = "@forward"
 
 func ownerOf(d serve.Detached) string {
@@ -24,7 +25,7 @@ func ownerOf(d serve.Detached) string {
 	return d.Owner
 }
 
-// outgoing is conns as a handoff passes them on.
+// outgoing returns conns in the form that a handoff passes on.
 func outgoing(conns []serve.Detached) []handoff.Conn {
 	out := make([]handoff.Conn, 0, len(conns))
 	for _, c := range conns {
@@ -33,7 +34,7 @@ func outgoing(conns []serve.Detached) []handoff.Conn {
 	return out
 }
 
-// incoming is conns as a server adopts them.
+// incoming returns conns in the form that a server adopts.
 func incoming(conns []handoff.Conn) []serve.Detached {
 	in := make([]serve.Detached, 0, len(conns))
 	for _, c := range conns {
@@ -50,9 +51,9 @@ func incoming(conns []handoff.Conn) []serve.Detached {
 	return in
 }
 
-// split separates the connections that n descriptors in another process leave
-// no room for: those of HTTP, which can be served from here, before those of
-// modules. n < 0 is no limit.
+// split selects the connections that move to another process with n free
+// descriptors. Those of modules move first: HTTP can be served from here. n < 0
+// is no limit.
 func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
 	if n < 0 || n >= len(conns) {
 		return conns, nil
@@ -63,14 +64,14 @@ func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
 	return all[:n], all[n:]
 }
 
-// forwarding is how requests on connections that stay reach the candidate.
+// forwarding is how requests on pinned connections reach the candidate.
 type forwarding struct {
 	handler http.Handler
 	near    net.Conn
 	far     handoff.Conn
 }
 
-// newForwarding makes the way to a candidate, of which it gets one end.
+// newForwarding makes a connection to the candidate, which gets the far end.
 func newForwarding() (*forwarding, error) {
 	near, far, err := serve.Pair()
 	if err != nil {
@@ -88,12 +89,12 @@ func newForwarding() (*forwarding, error) {
 	}, nil
 }
 
-// errNoConns ends a connection whose module is not there, or handles none, in
-// this generation.
+// errNoConns ends a connection if this generation does not have its module, or
+// the module handles no connections.
 var errNoConns = errors.New("the module does not handle connections any more")
 
-// handleConn has a module handle one of its connections. That of a module
-// that is down waits until it runs again.
+// handleConn makes a module handle one of its connections. If the module is
+// down, the connection waits until it runs again.
 func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream) error {
 	for {
 		h, ok := r.table.Load().conns[module]
@@ -103,7 +104,7 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 		if h != nil {
 			return contract.Protect("HandleConn", func() error { return h.HandleConn(ctx, st) })
 		}
-		st.Ready() // others need not wait for it
+		st.Ready() // the other streams need not wait for it
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
@@ -112,7 +113,7 @@ func (r *routes) handleConn(ctx context.Context, module string, st *serve.Stream
 	}
 }
 
-// close gives a way up that was not taken.
+// close closes a forwarding that was not used.
 func (f *forwarding) close() {
 	if f != nil {
 		f.far.Close()

@@ -1,17 +1,18 @@
 // Package worker is the life of one generation: it starts the configured
-// modules, serves their requests, hands everything over to the next
-// generation when told to, and takes everything back when that one fails.
+// modules, serves their requests, hands everything over to the next generation
+// when ordered to, and takes everything back if that one fails.
 //
-// A generation is a worker process. It is told what to do by the supervisor,
-// over a link of app/internal/control, and it ends when that link
-// does. [Run] is its whole life.
+// A generation is a worker process. The supervisor gives it orders over a link
+// of app/internal/control, and it stops when that link ends. [Run] is its whole
+// life.
 //
 //	start ─▶ serving ─▶ holding ─▶ stopped ─▶ committed ─▶ exit
 //	            ▲          │          │           │  (stands by)
 //	            └── release ┴─ roll back ┴───────────┘   the candidate failed
 //
-// upgrade.go is the old generation's side of a handoff, candidate.go the new
-// one's, rollback.go the way back; package handoff carries the conversation.
+// upgrade.go and commit.go are the old generation's side of a handoff,
+// takeover.go and probation.go the new one's, rollback.go the way back. Package
+// handoff carries the messages between them.
 package worker
 
 import (
@@ -44,10 +45,10 @@ const (
 	logReloaded    = "Module '%s' reloaded successfully"
 )
 
-// Options are what a generation is made of.
+// Options configure a generation.
 type Options struct {
 	ConfigFile string
-	RunDir     string // as the supervisor understood it
+	RunDir     string // as the supervisor resolved it
 	Modules    modules.List
 	Log        *slog.Logger
 	Out        io.Writer // for people
@@ -61,25 +62,25 @@ type generation struct {
 	log      *slog.Logger
 	upgrader *handoff.Upgrader
 	link     *wire.Conn
-	out      *sendQueue // of link
+	out      *sendQueue // sends on link
 	bus      *eventbus.Root
 	own      *eventbus.Bus // the framework's client
 	server   *serve.Server
-	held     *serve.Held // before this generation serves for the first time
+	held     *serve.Held // until this generation serves for the first time
 	routes   *routes
 	listen   map[string]string // owner -> address; "" is HTTP
 
 	starting sync.Mutex  // held while modules of the set are started or stopped
-	stopping atomic.Bool // the program ends
-	repaired atomic.Bool // a fresh process of this build was asked for, or is this one
-	final    <-chan bool // receives once, after the probation: whether this generation stays; nil without one
+	stopping atomic.Bool // the program is stopping
+	repaired atomic.Bool // this is a fresh process of its build, or one was asked for
+	final    <-chan bool // receives once, after the probation, whether this generation stays; nil without one
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
 	set  *moduleSet
 	runs *background
 }
 
-// Run is the life of a worker process; its result is the exit code.
+// Run runs a generation until it ends, and returns the process's exit code.
 func Run(opts Options) int {
 	log := opts.Log
 	upgrader, err := handoff.New()
@@ -102,8 +103,8 @@ func Run(opts Options) int {
 		return client.ExitFailed
 	}
 	defer g.link.Close()
-	// The supervisor must know of this generation before the one before it
-	// may go, or it would think that none is left.
+	// The supervisor must know this generation before the old one exits, or it
+	// would conclude that none is left.
 	var known control.Message
 	if err := g.link.Receive(&known); err != nil || known.Type != control.TypeKnown {
 		g.log.Error("the supervisor does not accept this worker", "got", known.Type, "err", err)
@@ -123,7 +124,7 @@ func Run(opts Options) int {
 		if !upgrader.HasPredecessor() {
 			var where *handoff.UpgradeError
 			if errors.As(err, &where) && where.Stage == handoff.StageConfig {
-				fmt.Fprintln(opts.Out, where.Err) // a line each mistake
+				fmt.Fprintln(opts.Out, where.Err) // one line for each mistake
 			} else {
 				g.log.Error("cannot start", "err", err)
 			}
@@ -136,7 +137,7 @@ func Run(opts Options) int {
 	return g.serve(orders)
 }
 
-// receive passes the supervisor's orders on. When the supervisor is gone the
+// receive passes on the supervisor's orders. When the supervisor is gone, the
 // last order is to stop.
 func (g *generation) receive(orders chan<- control.Message) {
 	for {
@@ -154,11 +155,11 @@ func (g *generation) receive(orders chan<- control.Message) {
 	}
 }
 
-// bySupervisor are the topics that the supervisor publishes to its clients
-// itself: modules hear of them here.
+// bySupervisor are the topics that the supervisor itself publishes to its
+// clients. This process publishes them to the modules only.
 var bySupervisor = []string{topics.ModuleReloadFailed.Name(), topics.ModuleRolledBack.Name(), topics.AppReloadFailed.Name()}
 
-// forward tells the supervisor of each event.
+// forward sends each event to the supervisor.
 func (g *generation) forward(e eventbus.Event) {
 	if slices.Contains(bySupervisor, e.Topic) {
 		return
@@ -186,7 +187,7 @@ func (g *generation) load() error {
 	return nil
 }
 
-// assemble makes the modules and the server.
+// assemble makes the modules and the server, and starts neither.
 func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, error) {
 	progress(handoff.StageConfig, "")
 	if err := contract.CheckList(g.opts.Modules); err != nil {
@@ -214,7 +215,7 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 	return set, nil
 }
 
-// startFirst starts a generation that nothing came before.
+// startFirst starts a generation without a predecessor.
 func (g *generation) startFirst(ctx context.Context) error {
 	if err := g.load(); err != nil {
 		return err
@@ -251,8 +252,8 @@ func (g *generation) startFirst(ctx context.Context) error {
 	return nil
 }
 
-// install has requests go to the modules of set, and begins their background
-// work. Modules that are down answer 503 and are tried again.
+// install routes requests to the modules of set and begins their background
+// work. Modules that are down answer 503 and are started again until they run.
 func (g *generation) install(set *moduleSet) {
 	g.routes.mount(g.cfg, set)
 	g.mu.Lock()
@@ -269,7 +270,8 @@ func (g *generation) install(set *moduleSet) {
 	g.mu.Unlock()
 }
 
-// report tells the supervisor that this generation serves.
+// report sends the supervisor what this generation serves. upgrade, unless nil,
+// is the report of the upgrade that led to it.
 func (g *generation) report(upgrade *control.Report) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -297,19 +299,20 @@ func (g *generation) report(upgrade *control.Report) {
 	g.send(control.Message{Type: control.TypeServing, Serving: s})
 }
 
-// limits are those of this generation alone.
+// limits returns the limits of this generation alone.
 func (g *generation) limits() limits {
 	app := g.cfg.App
 	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, drain: app.Drain, maxPause: app.MaxPause}
 }
 
-// send tells the supervisor something. If it is gone, so is this process soon.
+// send queues a message to the supervisor. If the supervisor is gone, this
+// process soon stops too.
 func (g *generation) send(m control.Message) {
 	g.out.push(m)
 }
 
-// affected names the modules of set that a change of packages concerns; all
-// when that cannot be told.
+// affected returns the modules of set that a change of packages concerns: all of
+// them if that is unknown.
 func affected(set *moduleSet, changed []string, unknown bool) []string {
 	if unknown {
 		return set.names()
@@ -323,7 +326,7 @@ func affected(set *moduleSet, changed []string, unknown bool) []string {
 	return names
 }
 
-// publishFailure tells the modules of a reload that changed nothing.
+// publishFailure publishes a failed reload to the modules.
 func (g *generation) publishFailure(f *control.Failure) {
 	topic := topics.ModuleReloadFailed
 	if f.RolledBack {

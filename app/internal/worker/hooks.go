@@ -13,12 +13,12 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// fault is an error of a hook.
+// fault returns an error of a stage, and of a module unless it is "".
 func fault(stage, module string, err error) *handoff.UpgradeError {
 	return &handoff.UpgradeError{Stage: stage, Module: module, Err: err}
 }
 
-// inOrder yields the instances in the order of a hook.
+// inOrder yields the instances in the order in which h runs.
 func (s *moduleSet) inOrder(h contract.Hook) iter.Seq[*instance] {
 	if h.Order != contract.Backward {
 		return slices.Values(s.list)
@@ -32,7 +32,7 @@ func (s *moduleSet) inOrder(h contract.Hook) iter.Seq[*instance] {
 	}
 }
 
-// do calls a hook of one module, after telling which comes. An error says the
+// do reports the progress and calls a hook of one module. An error names the
 // stage and the module.
 func (s *moduleSet) do(ctx context.Context, h contract.Hook, in *instance, f func(context.Context) error) error {
 	s.progress(h.Stage, in.name)
@@ -81,7 +81,7 @@ func (s *moduleSet) initialize(ctx context.Context, mayFail func(name string) bo
 	return nil
 }
 
-// never is for callers that let no module fail.
+// never is a mayFail that lets no module fail.
 func never(string) bool { return false }
 
 // healthy asks a module that runs for its health.
@@ -104,11 +104,11 @@ func (s *moduleSet) start(ctx context.Context, in *instance) error {
 	return err
 }
 
-// silent is for callers that do not report progress.
+// silent is a progress that reports nothing.
 func silent(stage, module string) {}
 
-// shutdown stops every touched module. All are stopped, also when one fails;
-// the first error is returned, except those of modules that mayFail.
+// shutdown stops every touched module, even if one fails. It returns the first
+// error of a module, unless mayFail(name).
 func (s *moduleSet) shutdown(ctx context.Context, mayFail func(name string) bool) error {
 	var first error
 	for in := range s.inOrder(contract.Shutdown) {
@@ -140,11 +140,11 @@ func (s *moduleSet) stop(ctx context.Context, in *instance) error {
 	return nil
 }
 
-// errLate marks a hook that has missed its deadline and been left behind.
+// errLate marks a hook that has missed its deadline and was left behind.
 var errLate = errors.New("still runs")
 
-// lateTime is how long after its deadline a hook may still return: returning
-// because of the deadline is not the same as missing it.
+// lateTime is how long after its deadline a hook may still return: a hook that
+// returns because of its deadline has not missed it.
 const lateTime = 50 * time.Millisecond
 
 // call runs a hook with its deadline and turns a panic into an error. A hook

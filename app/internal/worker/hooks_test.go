@@ -19,7 +19,7 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// setOf is a set of hostile modules, in this order.
+// setOf returns a set of hostile modules, in this order.
 func setOf(hostile map[string]*apptest.Hostile, order ...string) *moduleSet {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	s := &moduleSet{
@@ -55,7 +55,7 @@ func TestALateHookIsLeftBehind(t *testing.T) {
 	})
 }
 
-// TestAStuckShutdownLosesOneState exports the others.
+// TestAStuckShutdownLosesOneState: the others are exported.
 func TestAStuckShutdownLosesOneState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang, release := apptest.Hang()
@@ -79,7 +79,7 @@ func TestAStuckShutdownLosesOneState(t *testing.T) {
 	})
 }
 
-// TestAShutdownThatHeedsItsDeadline has ended, and its state is there.
+// TestAShutdownThatHeedsItsDeadline: it has ended, and the state is exported.
 func TestAShutdownThatHeedsItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		heed := func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
@@ -101,7 +101,7 @@ func TestAShutdownThatHeedsItsDeadline(t *testing.T) {
 	})
 }
 
-// TestAPanicOfState in a module that serves is the reload's failure.
+// TestAPanicOfState: in a module that serves it fails the reload.
 func TestAPanicOfState(t *testing.T) {
 	s := setOf(map[string]*apptest.Hostile{"m": {}}, "m")
 	s.list[0].module = panics{&apptest.Hostile{}}
@@ -136,7 +136,7 @@ func TestPanicsNameTheirModule(t *testing.T) {
 	}
 }
 
-// TestAStateThatCannotBeExported is not silently lost, nor are the others.
+// TestAStateThatCannotBeExported: it is not silently lost, nor are the others.
 func TestAStateThatCannotBeExported(t *testing.T) {
 	s := setOf(map[string]*apptest.Hostile{
 		"a":     {Value: &struct{ N int }{1}},

@@ -7,31 +7,31 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// limits are how long a handoff may wait for each of its parts. Every hook has
-// a deadline of its own, which says which it was; these are for a process that
-// cannot keep its own. They follow from the table of hooks.
+// limits say how long each part of a handoff may take. Every hook has a deadline
+// of its own, with an error that names the hook; these limits are for a process
+// that cannot keep its deadlines. They follow from the table of hooks.
 type limits struct {
-	modules  int // in either generation, whichever has more
+	modules  int // number of modules, in the generation that has more
 	hook     time.Duration
 	drain    time.Duration
 	maxPause time.Duration
 }
 
-// slack is for what a process does beside its hooks.
+// slack is for what a process does besides its hooks.
 func (l limits) slack() time.Duration { return l.hook + time.Second }
 
 func (l limits) bound(hooks ...contract.Hook) time.Duration {
 	return contract.Bound(l.modules, l.hook, hooks...) + l.slack()
 }
 
-// start is for exec, the beginning of main and the first message.
+// start is for exec, the start of main and the first message.
 func (l limits) start() time.Duration { return l.hook }
 
 func (l limits) prepare() time.Duration {
 	return l.bound(contract.InStage(contract.Candidate, handoff.StagePrepare)...)
 }
 
-// hold is for all tries to hold together.
+// hold is for all attempts to hold together.
 func (l limits) hold() time.Duration { return 5*(l.drain+l.maxPause) + 2*l.hook }
 
 func (l limits) shutdown() time.Duration {
@@ -42,14 +42,14 @@ func (l limits) export() time.Duration {
 	return l.bound(contract.InStage(contract.Old, handoff.StageExport)...)
 }
 
-// restore is from the states to the candidate's word that all modules are
+// restore is from the states to the candidate's message that all modules are
 // healthy.
 func (l limits) restore() time.Duration {
 	return l.bound(contract.InStage(contract.Candidate, handoff.StageRestore, handoff.StageInitialize, handoff.StageHealthy)...)
 }
 
-// rollback starts the modules again in the old process. A state is read from
-// what the candidate returned, or from what was exported.
+// rollback is for starting the modules again in the old process. A state is read
+// from what the candidate returned, and if that fails from what was exported.
 func (l limits) rollback() time.Duration {
 	return l.bound(contract.Restore, contract.Restore, contract.Initialize)
 }
@@ -65,13 +65,14 @@ func (l limits) giveBack() time.Duration {
 	return l.drain + l.hook + l.shutdown() + l.export()
 }
 
-// silence is the longest that the old generation may say nothing to the
-// candidate: between any two of its messages.
+// silence is the longest time between two messages of the old generation to the
+// candidate.
 func (l limits) silence() time.Duration {
 	return l.hold() + l.shutdown() + l.export() + l.rollback() + l.commit() + l.slack()
 }
 
-// forceTime is how long requests that a stop has cancelled may take to end.
+// forceTime is how long requests may take to end after a stop has cancelled
+// them.
 const forceTime = time.Second
 
 // stop is the longest that a graceful stop of the program may take.

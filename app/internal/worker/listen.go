@@ -11,7 +11,7 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// loadTLS reads the certificate for HTTP; without one it returns nil.
+// loadTLS reads the certificate for HTTP. It returns nil if there is none.
 func loadTLS(cfg *config.Config) (*tls.Config, error) {
 	files := cfg.App.TLS
 	if files == (config.TLS{}) {
@@ -48,7 +48,7 @@ func (g *generation) listenOn(owner, key, text string) error {
 		return fault(handoff.StageConfig, owner, g.cfg.ErrorAt(key, "%v", err))
 	}
 	ln, err := g.upgrader.Listen(owner, network, address)
-	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap
+	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap the error
 		if info, statErr := os.Lstat(address); network == "unix" && statErr == nil && info.Mode()&os.ModeSocket == 0 {
 			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is there, and is not a socket: move it away or change %s in %s", key, text, key, g.cfg.File()))
 		}

@@ -20,13 +20,14 @@ type instance struct {
 	cfg    modules.Config
 	bus    *eventbus.Bus
 
-	touched bool // Prepare or Initialize was called, so Shutdown must be
-	stuck   bool // its Shutdown did not return, so its state may not be looked at
-	since   int  // generation in which its code or configuration changed last
+	touched bool // Prepare or Initialize was called, so Shutdown must be called
+	stuck   bool // Shutdown did not return, so the state must not be read
+	since   int  // generation in which its code or configuration last changed
 
-	// down is why the module does not run though its generation serves, nil
-	// if it does. What it starts from, once it can, is in kept, or if kept
-	// has nothing in its own State. Guarded by generation.mu once it serves.
+	// down is why the module does not run although its generation serves; nil
+	// if it runs. Once it can start, it starts from its state in kept or, if
+	// kept has none, from its own State. Both are guarded by generation.mu
+	// once the generation serves.
 	down error
 	kept *handoff.States
 }
@@ -40,15 +41,15 @@ type moduleSet struct {
 	maxState int64            // of all states together
 	limits   map[string]int64 // of each state
 
-	// progress is told before each hook which stage of which module comes.
+	// progress is called before each hook, with its stage and module.
 	progress func(stage, module string)
 
-	// started is told of each module whose Initialize has succeeded.
+	// started is called for each module after its Initialize has succeeded.
 	started func(name string, m modules.Module)
 }
 
-// newModuleSet makes a fresh value of each configured module, and tells
-// progress of each.
+// newModuleSet makes a fresh value of each configured module, and calls progress
+// before each.
 func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root, log *slog.Logger, call modules.Caller, progress func(stage, module string)) (*moduleSet, error) {
 	s := &moduleSet{
 		root:     root,
@@ -77,8 +78,8 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 	return s, s.sort(cfg)
 }
 
-// sort moves modules behind those they depend on and leaves the order of the
-// configuration alone otherwise.
+// sort moves modules behind those they depend on. Otherwise it keeps the order
+// of the configuration.
 func (s *moduleSet) sort(cfg *config.Config) error {
 	index := map[string]int{}
 	for i, in := range s.list {

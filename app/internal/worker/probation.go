@@ -12,8 +12,8 @@ import (
 	"example.org/orchestrator/handoff/failpoint"
 )
 
-// passProbation is the probation: the old generation stands by while this one serves.
-// It reports whether this one stays.
+// passProbation is the probation: this generation serves while the old one
+// stands by. It reports whether this one stays.
 func (t *takeover) passProbation() (stays bool) {
 	g := t.g
 	defer t.p.Close()
@@ -44,9 +44,9 @@ func (t *takeover) passProbation() (stays bool) {
 	return true
 }
 
-// waitGone makes sure that the old generation is gone, after an error of the
-// conversation with it, so that two never serve: when it sees the link end, it
-// kills this process, or the supervisor kills it.
+// waitGone makes sure that the old generation is gone after an error of the
+// protocol, so that two never serve. When the old one sees the link end, it
+// kills this process, or the supervisor kills the old one.
 func (t *takeover) waitGone(err error) {
 	if !errors.Is(err, handoff.ErrPredecessorGone) {
 		t.g.log.Error("the old generation does not keep to the protocol", "err", err)
@@ -77,8 +77,8 @@ func (t *takeover) healthy() *handoff.UpgradeError {
 	return nil
 }
 
-// giveBack returns everything to the old generation. It reports false if that
-// one has died meanwhile: then this one goes on, well or not.
+// giveBack hands everything back to the old generation. It returns false if that
+// one has died meanwhile: then this one goes on, healthy or not.
 func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	g := t.g
 	g.log.Error("unhealthy, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)

@@ -14,24 +14,24 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// restarted is what became of the modules in a restart.
+// restarted says how a restart of the modules went.
 type restarted struct {
-	down  []string // could not start
-	lost  []string // their state is gone
-	older []string // started from the older of two states
+	down  []string // modules that could not start
+	lost  []string // modules that have lost their state
+	older []string // modules that started from the older of two states
 }
 
-// restart puts fresh values of the modules in the places of those that were
-// shut down, for a server that is held. They start from the state in newer, else
-// from that in older, else from what is still in memory. A module that cannot
-// start answers 503 and is tried again until it can. g.starting is held.
+// restart replaces the modules, which were shut down, with fresh values. Each
+// starts from its state in newer, else in older, else from what is still in
+// memory. A module that cannot start answers 503 and is tried again until it
+// can. The server must be held, and g.starting locked.
 func (g *generation) restart(newer, older *handoff.States) restarted {
 	var r restarted
 	ctx := context.Background()
 	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
 	if err != nil {
 		// The factories worked when this process started. The supervisor
-		// starts another.
+		// starts another process.
 		g.log.Error("cannot make the modules again", "err", err)
 		os.Exit(client.ExitFailed)
 	}
@@ -57,7 +57,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 			r.down = append(r.down, in.name)
 		}
 	}
-	if !needed { // else the collector closes it when the last of them runs
+	if !needed { // otherwise the collector closes them when no module needs them
 		older.Close()
 		newer.Close()
 	}
@@ -70,12 +70,12 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 	return r
 }
 
-// largeState is above which size a state is given up in memory before it is
-// read back from where it was exported.
+// largeState is the size in bytes above which a state in memory is dropped
+// before its export is read back.
 const largeState = 16 << 20
 
-// refill restores the state of in, from source if possible, and returns what
-// it came from; nil means from memory.
+// refill restores the state of in, from source if possible, and returns where it
+// came from; nil means from memory.
 func (g *generation) refill(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
 	if before.stuck {
 		return nil, errors.New("its Shutdown did not return")
@@ -85,8 +85,8 @@ func (g *generation) refill(set *moduleSet, in, before *instance, source, older 
 			continue
 		}
 		if before.module != nil && states.Size(in.name) > largeState {
-			g.routes.fail(in.name, errors.New("it is being started again")) // forgets it
-			before.module = nil                                             // or it would be in memory twice
+			g.routes.fail(in.name, errors.New("it is being started again")) // the route drops its module
+			before.module = nil                                             // otherwise the state is in memory twice
 			debug.FreeOSMemory()
 		}
 		err := set.restoreOne(states, in)
@@ -94,7 +94,7 @@ func (g *generation) refill(set *moduleSet, in, before *instance, source, older 
 			return states, nil
 		}
 		g.log.Error("a state could not be restored", "module", in.name, "err", err)
-		if fresh, err := contract.New(g.opts.Modules, in.name); err == nil { // or there would be half of that state in it
+		if fresh, err := contract.New(g.opts.Modules, in.name); err == nil { // otherwise it has half of that state
 			in.module = fresh
 		}
 	}
@@ -104,12 +104,13 @@ func (g *generation) refill(set *moduleSet, in, before *instance, source, older 
 	return nil, carry(before, in)
 }
 
-// repairAfter is how often a module is tried again before a fresh process of
-// the same build is asked for, and asked for again if there was none.
+// repairAfter is how many times a module is tried again before a fresh process
+// of the same build is asked for. If there is none, it is asked for again after
+// as many more.
 const repairAfter = 3
 
-// revive tries to start a module again until it works or the generation's
-// work ends.
+// revive tries to start a module again until that succeeds or the generation's
+// background work ends.
 func (g *generation) revive(ctx context.Context, b *background, in *instance) {
 	for n, wait := 1, 100*time.Millisecond; ; n, wait = n+1, min(2*wait, 5*time.Second) {
 		select {
@@ -128,8 +129,8 @@ func (g *generation) revive(ctx context.Context, b *background, in *instance) {
 	}
 }
 
-// reviveOnce starts a fresh value in the place of in, and returns the value
-// that is in the place afterwards.
+// reviveOnce starts a fresh value in place of in, and returns the value that is
+// in its place afterwards, also on error.
 func (g *generation) reviveOnce(ctx context.Context, b *background, in *instance) (*instance, error) {
 	g.starting.Lock()
 	defer g.starting.Unlock()
@@ -160,7 +161,7 @@ func (g *generation) reviveOnce(ctx context.Context, b *background, in *instance
 	}
 	g.set.list[slices.Index(g.set.list, in)] = fresh
 	if !slices.ContainsFunc(g.set.list, func(in *instance) bool { return in.down != nil }) {
-		g.repaired.Store(false) // what fails from here on is another matter
+		g.repaired.Store(false) // a later failure may ask for a repair again
 	}
 	g.mu.Unlock()
 	if err != nil {

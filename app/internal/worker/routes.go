@@ -21,15 +21,15 @@ import (
 type routes struct {
 	table atomic.Pointer[table]
 
-	// starting is what runs already of a set that does not serve yet, nil
-	// otherwise: its modules may call each other.
+	// starting has the modules that already run in a set that does not serve
+	// yet, so that they can call each other; nil otherwise.
 	starting atomic.Pointer[map[string]http.Handler]
 }
 
-// begin forgets what ran before: a set is about to start.
+// begin forgets the modules that ran before: a set is about to start.
 func (r *routes) begin() { r.starting.Store(&map[string]http.Handler{}) }
 
-// started lets those that start later call the module.
+// started lets modules that start later call this one.
 func (r *routes) started(name string, m modules.Module) {
 	running := r.starting.Load()
 	h, ok := m.(http.Handler)
@@ -55,7 +55,7 @@ type route struct {
 	conns   bool // the module has connections of its own
 }
 
-// mount replaces the table by the handlers of set.
+// mount replaces the table with the handlers of set.
 func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 	t := &table{index: cfg.App.HotReload, name: cfg.App.Name, conns: map[string]modules.ConnHandler{}}
 	for _, m := range cfg.Modules {
@@ -73,19 +73,19 @@ func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 	r.starting.Store(nil)
 }
 
-// fail lets a module that could not be started again answer 503.
+// fail makes a module that could not be started again answer 503.
 func (r *routes) fail(name string, err error) {
 	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)}, nil)
 }
 
-// revived ends what fail did.
+// revived reverses fail.
 func (r *routes) revived(name string, m modules.Module) {
 	h, _ := m.(http.Handler)
 	c, _ := m.(modules.ConnHandler)
 	r.replace(name, h, c)
 }
 
-// replace gives a mounted module other handlers.
+// replace replaces the handlers of a mounted module.
 func (r *routes) replace(name string, h http.Handler, c modules.ConnHandler) {
 	for {
 		old := r.table.Load()
@@ -129,7 +129,7 @@ func (r *routes) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	http.NotFound(w, req)
 }
 
-// below is req as the module at path sees it, nil if it is not below path.
+// below returns req as the module at path sees it, nil if req is not below path.
 func below(req *http.Request, path string) *http.Request {
 	prefix := strings.TrimSuffix(path, "/")
 	rest, ok := strings.CutPrefix(req.URL.Path, prefix)
@@ -148,7 +148,7 @@ func below(req *http.Request, path string) *http.Request {
 	return inner
 }
 
-// serveIndex lists the modules, for people.
+// serveIndex lists the modules for people.
 func (t *table) serveIndex(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	fmt.Fprintf(w, "<!doctype html>\n<title>%[1]s</title>\n<h1>%[1]s</h1>\n<ul>\n", html.EscapeString(t.name))
@@ -171,7 +171,7 @@ func (r *routes) call(module string, req *http.Request) (*http.Response, error) 
 	return w.response(req), nil
 }
 
-// callable is the handler of a module, nil if it does not run.
+// callable returns the handler of a module, nil if the module does not run.
 func (r *routes) callable(module string) http.Handler {
 	if running := r.starting.Load(); running != nil {
 		return (*running)[module]

@@ -24,7 +24,7 @@ type sendQueue struct {
 func newSendQueue(conn *wire.Conn) *sendQueue {
 	q := &sendQueue{conn: conn, wake: make(chan struct{}, 1), sent: true}
 	q.empty = sync.NewCond(&q.mu)
-	go q.run() // lasts as long as the process
+	go q.run() // never ends
 	return q
 }
 
@@ -38,7 +38,7 @@ func (q *sendQueue) push(m control.Message) {
 	}
 }
 
-// flush waits until everything has been sent, at most for limit.
+// flush waits until everything has been sent, for at most limit.
 func (q *sendQueue) flush(limit time.Duration) {
 	late := false
 	timer := time.AfterFunc(limit, func() {
@@ -55,7 +55,7 @@ func (q *sendQueue) flush(limit time.Duration) {
 	}
 }
 
-// run lasts as long as the process.
+// run sends what is queued. It lasts as long as the process.
 func (q *sendQueue) run() {
 	for range q.wake {
 		for {

@@ -17,22 +17,23 @@ import (
 type handingOver struct {
 	done     chan bool // receives whether the next generation took over
 	cancel   context.CancelCauseFunc
-	expedite func() // ends the probation of the next generation, and the drain
+	expedite func() // ends the next generation's probation and the drain now
 }
 
 func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	now := make(chan struct{})
 	h := &handingOver{done: make(chan bool, 1), cancel: cancel, expedite: sync.OnceFunc(func() { close(now) })}
-	go func() { // whose end the loop waits for
+	go func() { // serve waits for it
 		defer cancel(nil)
 		h.done <- g.upgrade(ctx, order, now)
 	}()
 	return h
 }
 
-// serve obeys the supervisor until the generation ends. An upgrade waits for
-// the end of this generation's own probation.
+// serve carries out the supervisor's orders until the generation ends, and
+// returns the exit code. An upgrade waits for the end of this generation's own
+// probation.
 func (g *generation) serve(orders <-chan control.Message) int {
 	var (
 		next     *control.Upgrade
@@ -65,7 +66,7 @@ func (g *generation) serve(orders <-chan control.Message) int {
 			}
 		case m := <-orders:
 			switch m.Type {
-			case control.TypeUpgrade: // one at a time: that before has told its outcome
+			case control.TypeUpgrade: // one at a time: the previous one has reported its outcome
 				next = m.Upgrade
 			case control.TypeCancel:
 				if next != nil {
@@ -103,8 +104,8 @@ func (g *generation) refuse(order *control.Upgrade, why string) {
 	}})
 }
 
-// stop ends the program's last generation gracefully: requests in flight get
-// the drain time, then the modules shut down.
+// stop stops the program's last generation gracefully: requests in flight have
+// the drain time to end, then the modules shut down.
 func (g *generation) stop() int {
 	code := client.ExitOK
 	if _, err := g.lastHold(forceTime); err != nil {
@@ -125,15 +126,16 @@ func (g *generation) stop() int {
 	return code
 }
 
-// lastHold lets requests finish for the drain time, and then cancels them and
-// gives them a last one. An error says what runs on all the same.
+// lastHold gives requests the drain time to end, then cancels them and gives
+// them the time last. An error says what still runs.
 func (g *generation) lastHold(last time.Duration) (*serve.Held, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
 	defer cancel()
 	return g.server.ForceHold(ctx, last)
 }
 
-// endRuns waits for the background work to end, within the hook's deadline.
+// endRuns ends the background work and waits for it, for at most the time of a
+// hook.
 func (g *generation) endRuns(ctx context.Context) error {
 	g.mu.Lock()
 	runs := g.runs

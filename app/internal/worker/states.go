@@ -15,9 +15,9 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// export writes what survives, after Shutdown. A module whose state cannot be
-// exported is an error, unless it mayFail, but the others are exported. States
-// that are not there, for whatever reason, can still be carried.
+// export writes the states of modules that were shut down. A state that cannot
+// be exported is an error, unless mayFail(name), but the others are exported all
+// the same. Missing states can still be carried: see [carry].
 func (s *moduleSet) export(ctx context.Context, mayFail func(name string) bool) (*handoff.States, error) {
 	states, err := handoff.NewStates(s.maxState)
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *i
 	}
 	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
 		out := &gate{w: w}
-		defer out.close() // an encoder that is left behind writes nowhere
+		defer out.close() // an encoder that was left behind writes nowhere
 		return s.call(ctx, contract.Export, func(context.Context) error { return contract.Write(state, out) })
 	})
 	if errors.Is(err, handoff.ErrTooLarge) {
@@ -78,7 +78,8 @@ func (g *gate) close() {
 	g.w = nil
 }
 
-// restore gives each module what its name exported, lifted to its version.
+// restore gives each module the state exported under its name, migrated to its
+// version.
 func (s *moduleSet) restore(states *handoff.States) error {
 	for in := range s.inOrder(contract.Restore) {
 		if err := s.restoreOne(states, in); err != nil {
@@ -104,9 +105,9 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 	return nil
 }
 
-// carry gives a module the state of an instance of the same build that was
-// shut down, without encoding it. It is for rollbacks only, when a state could
-// not be exported.
+// carry gives to the state of from, without encoding it. Both are of the same
+// build, and from was shut down. It is for modules that start again in their own
+// process, when their state could not be exported.
 func carry(from, to *instance) error {
 	old, ok := from.module.(modules.Stateful)
 	if !ok || from.stuck {
@@ -119,8 +120,8 @@ func carry(from, to *instance) error {
 	})
 }
 
-// accepts tells before anything is touched whether the states of the old
-// generation can be restored here, and what there is to know about it.
+// accepts checks, before anything is touched, that the states of the old
+// generation can be restored here. The notes are for people.
 func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error) {
 	for _, info := range old {
 		if !info.Stateful {
@@ -148,7 +149,8 @@ func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error
 	return notes, nil
 }
 
-// compatible tells whether state can take what info describes.
+// compatible returns an error if state cannot take what info describes, and
+// otherwise a line for each field that is new.
 func compatible(info handoff.ModuleInfo, state modules.State) (added []string, err error) {
 	afresh := fmt.Sprintf("reload with --drop-state=%s to start afresh", info.Name)
 	switch {
@@ -170,7 +172,8 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 	return added, nil
 }
 
-// describe is what a candidate needs to know of this generation's modules.
+// describe returns what a candidate needs to know about this generation's
+// modules.
 func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
 	infos := make([]handoff.ModuleInfo, 0, len(s.list))
 	for _, in := range s.list {

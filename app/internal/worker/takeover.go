@@ -16,8 +16,8 @@ import (
 	"example.org/orchestrator/modules/topics"
 )
 
-// takeOver starts a generation that replaces another. An error means that it
-// has cleaned up, that the old generation knows why and carries on.
+// takeOver starts a generation that replaces another. On error it has cleaned
+// up, and the old generation knows why and goes on.
 func (g *generation) takeOver(ctx context.Context) error {
 	p, err := g.upgrader.Dial(ctx)
 	if err != nil {
@@ -31,16 +31,17 @@ func (g *generation) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// welcomeTime is how long a candidate waits for the answer to its hello, in
-// which the old generation says how long it may be silent later.
+// welcomeTime is how long a candidate waits for the answer to its hello. The
+// answer says how long the old generation may be silent later.
 const welcomeTime = 10 * time.Second
 
-// silence is the longest that the old generation may say nothing. One that is
-// silent for longer is stuck, and the supervisor kills it before that.
+// silence is the longest that the old generation may be silent. The supervisor
+// kills a stuck one before that.
 func (t *takeover) silence() time.Duration {
 	return time.Duration(t.welcome.PatienceMS) * time.Millisecond
 }
 
+// takeover is one upgrade as the candidate sees it.
 type takeover struct {
 	g       *generation
 	p       *handoff.Predecessor
@@ -48,13 +49,13 @@ type takeover struct {
 	welcome *handoff.Welcome
 	notes   []string
 	states  *handoff.States
-	alone   bool // the old generation is gone: everything is here
+	alone   bool // the old generation is gone, and everything is here
 }
 
 func (t *takeover) run(ctx context.Context) error {
 	g := t.g
 	// The old generation learns our PID and generation before any code of
-	// modules runs; which modules there are it hears if main.yaml is right.
+	// modules runs. It learns the names of the modules if main.yaml is valid.
 	loadErr := g.load()
 	hello := handoff.Hello{Generation: g.number}
 	if loadErr == nil {
@@ -82,7 +83,7 @@ func (t *takeover) run(ctx context.Context) error {
 	t.notes, err = set.accepts(t.kept())
 	if err == nil {
 		err = g.bind()
-		t.p.Progress(ctx, handoff.StagePrepare, "") // names the sockets, should this process die
+		t.p.Progress(ctx, handoff.StagePrepare, "") // names the sockets, in case this process dies
 	}
 	if err == nil {
 		err = set.prepare(ctx)
@@ -124,25 +125,25 @@ func (t *takeover) run(ctx context.Context) error {
 	return nil
 }
 
-// wasDown tells whether a module did not run in the old generation either: it
-// may go on not to.
+// wasDown reports whether a module was already down in the old generation: it
+// may stay down.
 func (t *takeover) wasDown(module string) bool {
 	return slices.ContainsFunc(t.welcome.Modules, func(m handoff.ModuleInfo) bool { return m.Name == module && m.Down })
 }
 
-// kept is the old modules without those whose state is dropped on purpose.
+// kept returns the old modules except those with a state to drop.
 func (t *takeover) kept() []handoff.ModuleInfo {
 	return slices.DeleteFunc(slices.Clone(t.welcome.Modules), func(m handoff.ModuleInfo) bool {
 		return dropped(t.welcome.Reload.DropState, m.Name)
 	})
 }
 
-// dropped tells whether a module starts afresh on purpose.
+// dropped reports whether list, from --drop-state, includes module.
 func dropped(list []string, module string) bool {
 	return slices.Contains(list, "*") || slices.Contains(list, module)
 }
 
-// giveUp tells the old generation why, and then shuts down what was started.
+// giveUp sends the old generation the reason, then shuts down what was started.
 func (t *takeover) giveUp(ctx context.Context, err error) error {
 	var where *handoff.UpgradeError
 	if !errors.As(err, &where) {
@@ -156,7 +157,7 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 	return err
 }
 
-// commit takes everything: from here this generation owns it.
+// commit takes over everything. From here on this generation owns it.
 func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore time.Duration) {
 	g, took := t.g, time.Now()
 	changed := t.changed()
@@ -209,11 +210,11 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	failpoint.At(failpoint.Candidate, "at", "reported")
 	final := make(chan bool, 1)
 	g.final = final
-	go func() { final <- t.passProbation() }() // whose end the loop waits for
+	go func() { final <- t.passProbation() }() // serve waits for it
 }
 
 // takeConns adopts the connections that the old generation passes on, and
-// returns how many there were.
+// returns how many of them are clients of the program.
 func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) (moved int) {
 	limit, cancel := context.WithTimeout(ctx, t.g.cfg.App.HookTimeout)
 	defer cancel()
@@ -227,13 +228,13 @@ func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) 
 	})
 	if err != nil {
 		t.g.log.Warn("not every connection could be taken over", "err", err)
-		t.waitGone(err) // it takes everything back
+		t.waitGone(err) // that one takes everything back
 		t.alone = true
 	}
 	return moved
 }
 
-// changed names the modules whose code or configuration is not what it was.
+// changed returns the modules with changed code or configuration.
 func (t *takeover) changed() []string {
 	old := map[string]handoff.ModuleInfo{}
 	for _, m := range t.welcome.Modules {

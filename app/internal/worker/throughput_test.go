@@ -23,7 +23,7 @@ func (small) ServeHTTP(w http.ResponseWriter, _ *http.Request) { io.WriteString(
 
 // BenchmarkThroughput compares the requests per second of a small handler
 // through the framework with those through net/http alone. The two take turns,
-// because machines are not equally fast all the time.
+// because a machine is not equally fast at all times.
 func BenchmarkThroughput(b *testing.B) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	listen := func() net.Listener {
@@ -63,7 +63,8 @@ func BenchmarkThroughput(b *testing.B) {
 	b.ReportMetric(0, "ns/op") // says nothing here
 }
 
-// rate is how many requests per second eight busy connections get answered.
+// rate returns how many requests per second are answered on eight busy
+// connections.
 func rate(b *testing.B, address net.Addr) float64 {
 	var clients sync.WaitGroup
 	var answered atomic.Int64
@@ -95,7 +96,7 @@ func rate(b *testing.B, address net.Addr) float64 {
 	return float64(answered.Load()) / time.Since(began).Seconds()
 }
 
-// skipAnswer reads an answer as cheaply as possible: the server is measured.
+// skipAnswer reads an answer as cheaply as possible: only the server is measured.
 func skipAnswer(in *bufio.Reader) error {
 	size := 0
 	for {

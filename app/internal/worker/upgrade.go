@@ -18,26 +18,26 @@ import (
 type attempt struct {
 	g         *generation
 	order     control.Upgrade
-	expedited <-chan struct{} // closed when the probation and the drain have to end at once
+	expedited <-chan struct{} // closed when the probation and the drain must end now
 	candidate *handoff.Candidate
 	began     time.Time
 	heldSince time.Time
-	held      *serve.Held       // nil before the hold has come about
+	held      *serve.Held       // nil until the server is held
 	handed    *serve.HandedOver // nil before the commit
 	stages    map[client.Stage]float64
 	states    *handoff.States // what the old modules exported
 	down      []string        // modules that did not start again after a rollback
-	lost      []string        // modules whose state is gone
-	reverted  []string        // modules whose state is that of the commit
+	lost      []string        // modules that have lost their state
+	reverted  []string        // modules that went back to their state at the commit
 	left      []handoff.Conn  // connections that the candidate has not taken
-	forwarded int             // connections that stayed
+	forwarded int             // connections that stayed here
 	heldConns int             // connections that waited
-	cancelled int             // requests and connections that the hold has ended
+	cancelled int             // requests and connections that the hold has cancelled
 }
 
-// upgrade hands over to another binary. It reports whether that generation
-// has taken over for good; if not, everything is as before and the supervisor
-// knows why. ctx cancels it, as long as it has not committed.
+// upgrade hands over to another binary. It reports whether that generation has
+// taken over and is final; if not, this one serves again and has reported why.
+// ctx cancels the upgrade until it commits.
 func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedited <-chan struct{}) (committed bool) {
 	a := &attempt{g: g, order: order, expedited: expedited, began: time.Now(), stages: map[client.Stage]float64{}}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload's timeout is over"))
@@ -57,8 +57,8 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 	return false
 }
 
-// stage tells the supervisor what comes and how long it may take at most; if
-// it takes longer, this process is stuck and is killed.
+// stage announces the next stage and its limit to the supervisor. If the stage
+// takes longer, this process is stuck and the supervisor kills it.
 func (a *attempt) stage(name client.Stage, limit time.Duration) {
 	if debugged() {
 		limit = 0
@@ -67,13 +67,13 @@ func (a *attempt) stage(name client.Stage, limit time.Duration) {
 	failpoint.At(failpoint.Old, "at", string(name))
 }
 
-// lap notes how long a stage took.
+// lap records how long a stage took.
 func (a *attempt) lap(stage client.Stage, since time.Time) {
 	a.stages[stage] = client.Milliseconds(time.Since(since))
 }
 
-// prepare starts the candidate and waits until it needs the states. Nothing
-// is touched yet.
+// prepare starts the candidate and waits until it needs the states. Nothing is
+// touched yet.
 func (a *attempt) prepare(ctx context.Context) (err error) {
 	g, began := a.g, time.Now()
 	a.stage(handoff.StageStart, 2*a.limits().start())
@@ -119,8 +119,8 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	return nil
 }
 
-// checkDropped refuses to drop the state of a module that nobody has: somebody
-// else's would be kept without a word.
+// checkDropped refuses to drop the state of a module that neither generation
+// has: a misspelt name would silently keep the state that was meant.
 func (a *attempt) checkDropped() error {
 	a.g.mu.Lock()
 	known := append(a.g.set.names(), a.candidate.Hello().Modules...)
@@ -134,7 +134,7 @@ func (a *attempt) checkDropped() error {
 	return nil
 }
 
-// limits are those of the handoff: the candidate may have more modules.
+// limits returns the limits of the handoff: the candidate may have more modules.
 func (a *attempt) limits() limits {
 	l := a.g.limits()
 	if a.candidate != nil {
@@ -143,15 +143,15 @@ func (a *attempt) limits() limits {
 	return l
 }
 
-// hold stops taking requests, for a short time at first; if requests in
-// flight do not end, it serves on and tries longer, until the drain time is
-// over. Then the reload is refused, unless requests may be cancelled.
+// hold holds the server. It tries for a short time first. If requests in flight
+// do not end, the server goes on and hold tries for longer, until the drain time
+// is over. Then it refuses the reload, unless requests may be cancelled.
 func (a *attempt) hold(ctx context.Context) error {
 	g := a.g
 	began := time.Now()
 	a.stage(handoff.StageHold, a.limits().hold())
 	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
-		waited := time.Since(began)+pause >= g.cfg.App.Drain // when this one is over
+		waited := time.Since(began)+pause >= g.cfg.App.Drain // after this attempt
 		err := a.holdFor(ctx, pause, waited && (a.order.Force || g.cfg.App.HotReload))
 		if err == nil {
 			break
@@ -174,8 +174,8 @@ func (a *attempt) hold(ctx context.Context) error {
 	return nil
 }
 
-// holdFor tries to hold within d. With force it cancels requests then, and
-// gives them the time of a hook.
+// holdFor tries to hold within d. With force it then cancels the requests, and
+// gives them the time of a hook to end.
 func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -193,8 +193,8 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err
 	return nil
 }
 
-// handOver shuts the modules down, passes their states and commits. Whatever
-// fails is rolled back.
+// handOver shuts the modules down, passes on their states and commits. A failure
+// is rolled back.
 func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
 	a.stage(handoff.StageShutdown, a.limits().shutdown())
@@ -204,7 +204,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	g.starting.Lock()
 	defer g.starting.Unlock()
 	drop := func(module string) bool { return dropped(a.order.DropState, module) }
-	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // its hooks have deadlines of their own
+	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // hooks have their own deadlines
 	a.stage(handoff.StageExport, a.limits().export())
 	states, exportErr := g.set.export(context.WithoutCancel(ctx), drop)
 	a.states = states
@@ -225,7 +225,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	err = a.candidate.Transfer(limit, states.Without(drop))
 	cancel()
 	if err == nil {
-		err = context.Cause(ctx) // the last moment to cancel
+		err = context.Cause(ctx) // the last chance to cancel
 	}
 	if err != nil {
 		a.await()
@@ -248,16 +248,17 @@ func (a *attempt) kill() {
 	}
 }
 
-// await gives a failed candidate the time to shut its modules down.
+// await gives a failed candidate the time of a hook to shut its modules down.
 func (a *attempt) await() {
 	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
 	defer cancel()
 	a.candidate.Await(ctx)
 }
 
-// rollBack starts fresh values of the modules and answers what was held. They
-// start from what the candidate has returned, if it has, else from what this
-// generation has exported. more, if not nil, adopts connections that come back.
+// rollBack starts fresh values of the modules and serves what was held. They
+// start from the states that the candidate has handed back, if it has, otherwise
+// from the states that this generation has exported. more, if not nil, adopts
+// connections that come back.
 func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
 	a.stage("rollback", a.limits().rollback()+2*a.g.cfg.App.HookTimeout)
 	if a.handed != nil {
@@ -277,16 +278,16 @@ func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serv
 	})
 }
 
-// dismiss ends a candidate that has prepared, and has done nothing else: its
-// modules get the time to shut down.
+// dismiss ends a candidate that has only prepared. Its modules have the time of
+// a hook to shut down.
 func (a *attempt) dismiss() {
 	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
 	defer cancel()
 	a.candidate.Dismiss(ctx)
 }
 
-// fail reports why the upgrade did not happen. The supervisor then publishes
-// the failure or retries, once the sources are quiet.
+// fail reports why the upgrade failed. The supervisor then publishes the failure
+// or retries, once the sources are quiet.
 func (a *attempt) fail(err error) {
 	a.cancelled += a.g.server.Cancelled()
 	r := &control.Report{
@@ -311,7 +312,7 @@ func (a *attempt) fail(err error) {
 		r.Committed, r.Reverted = true, a.reverted
 	}
 	if a.order.Repair {
-		a.g.repaired.Store(false) // it may be asked for again
+		a.g.repaired.Store(false) // a repair may be asked for again
 	}
 	if !a.heldSince.IsZero() {
 		r.StagesMS[client.StagePause] = client.Milliseconds(time.Since(a.heldSince))
@@ -320,7 +321,7 @@ func (a *attempt) fail(err error) {
 	a.g.send(control.Message{Type: control.TypeReport, Report: r})
 }
 
-// stageTimes is stages as package handoff knows them.
+// stageTimes returns stages in the type of package handoff.
 func stageTimes(stages map[client.Stage]float64) map[string]float64 {
 	times := map[string]float64{}
 	for stage, ms := range stages {
