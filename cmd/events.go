@@ -12,7 +12,7 @@ import (
 func eventsCommand(file *string) *cobra.Command {
 	c := &cobra.Command{Use: "events", Short: "Print the last events and, with --follow, those to come", Args: cobra.NoArgs}
 	follow := c.Flags().Bool("follow", false, "go on until interrupted")
-	asJSON := c.Flags().Bool("json", false, "print a JSON object a line")
+	asJSON := c.Flags().Bool("json", false, "print one JSON object per line")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		for e, err := range client.Events(c.Context(), config.RunDir(*file), *follow) {
 			if err != nil {

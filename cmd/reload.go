@@ -19,7 +19,7 @@ func reloadCommand(file *string) *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	var r client.ReloadRequest
-	c.Flags().BoolVar(&r.Build, "build", false, "build from the sources first, also with hot_reload off")
+	c.Flags().BoolVar(&r.Build, "build", false, "build from the sources first, even if hot_reload is off")
 	c.Flags().StringVar(&r.Binary, "binary", "", "upgrade to this `FILE`")
 	c.Flags().BoolVar(&r.Force, "force", false, "cancel requests that do not end in time")
 	c.Flags().BoolVar(&r.WaitProbation, "wait-probation", false, "wait until the new generation is final")

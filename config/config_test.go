@@ -60,7 +60,7 @@ func TestMistakesNameTheirPlace(t *testing.T) {
 	}{
 		{"unknown key", "app:\n  lisen: 127.0.0.1:1\n", []string{"FILE:2:3: app: unknown key \"lisen\" (did you mean \"listen\"?)"}},
 		{"unknown key without a near one", "app:\n  zzzzzz: 1\n", []string{"FILE:2:3: app: unknown key \"zzzzzz\" (known: name, version,"}},
-		{"duplicate key", "app:\n  name: a\n  name: b\n", []string{"FILE:3:3: app: duplicate key \"name\", first given in line 2"}},
+		{"duplicate key", "app:\n  name: a\n  name: b\n", []string{"FILE:3:3: app: duplicate key \"name\", first given on line 2"}},
 		{"wrong type", "app:\n  hot_reload: maybe\n", []string{"FILE:2:15: app.hot_reload: expected true or false, got \"maybe\""}},
 		{"a number as duration", "app:\n  drain: 5\n", []string{"FILE:2:10: app.drain: expected a duration such as 500ms"}},
 		{"a list for a mapping", "app: [1]\n", []string{"FILE:1:6: app: expected keys and values, got a list"}},

@@ -161,7 +161,7 @@ func (d *decoder) pairs(n *yaml.Node, key string, f func(k, value *yaml.Node, pa
 			continue
 		}
 		if line, dup := seen[k.Value]; dup {
-			d.fail(k, key, "duplicate key %q, first given in line %d", k.Value, line)
+			d.fail(k, key, "duplicate key %q, first given on line %d", k.Value, line)
 			continue
 		}
 		seen[k.Value] = k.Line

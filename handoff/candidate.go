@@ -74,7 +74,7 @@ func (c *Candidate) greet(ctx context.Context, peer int) error {
 		return fmt.Errorf("the candidate speaks handoff protocol %d to %d, this generation %d to %d: restart run", m.MinProtocol, m.Protocol, minProtocol, protocol)
 	}
 	if peer != 0 && peer != m.PID {
-		return fmt.Errorf("process %d says it is %d: %w", peer, m.PID, errGarbage)
+		return fmt.Errorf("process %d gave its PID as %d: %w", peer, m.PID, errGarbage)
 	}
 	c.process.known(m.PID)
 	c.hello, c.protocol = *m.Hello, min(protocol, m.Protocol)
@@ -213,7 +213,7 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 		return &ReturnedError{c.reported, states}
 	default:
 		closeAll(files)
-		return c.failure(StageProbation, fmt.Errorf("got %q while asking how it is: %w", m.Type, errGarbage))
+		return c.failure(StageProbation, fmt.Errorf("got %q instead of an answer to the health check: %w", m.Type, errGarbage))
 	}
 }
 
@@ -363,7 +363,7 @@ func (c *Candidate) failure(stage string, err error) error {
 	select {
 	case <-c.process.ended():
 		if c.process.err() != nil {
-			e.Err = fmt.Errorf("the candidate is gone (%w); what it printed stands above", c.process.err())
+			e.Err = fmt.Errorf("the candidate exited (%w); its output is above", c.process.err())
 		}
 	case <-time.After(time.Second):
 	}

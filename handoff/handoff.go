@@ -221,13 +221,13 @@ func (u *Upgrader) upgrade() error {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return errors.New("the generation before this one does not exit")
+	return errors.New("the old generation does not exit")
 }
 
 func (u *Upgrader) waitForParent(ctx context.Context) error {
 	err := u.tf.WaitForParent(ctx)
 	if ctx.Err() != nil {
-		return fmt.Errorf("wait for the generation before this one to exit: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for the old generation to exit: %w", context.Cause(ctx))
 	}
 	_ = err // how the parent ended does not matter, only that it has
 	return nil

@@ -176,7 +176,7 @@ func sendConns(ctx context.Context, l link, conns []Conn) (left []Conn, err erro
 			return conns, err
 		}
 		if m.Type != typeConns || m.Conns != len(batch) {
-			return conns, fmt.Errorf("handoff: got %q, %d while waiting for %d connections to be taken: %w", m.Type, m.Conns, len(batch), errGarbage)
+			return conns, fmt.Errorf("handoff: got %q, %d while waiting for %d connections to be acknowledged: %w", m.Type, m.Conns, len(batch), errGarbage)
 		}
 		for _, c := range batch {
 			c.Close()

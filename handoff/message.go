@@ -17,7 +17,7 @@ var (
 	// ErrNotSupported is returned where processes cannot replace each other.
 	ErrNotSupported = errors.New("handoff: not supported on this system")
 
-	errTruncated = errors.New("handoff: file descriptors were lost on the way; is the limit of open files reached?")
+	errTruncated = errors.New("handoff: file descriptors were lost in transit; is the limit of open files reached?")
 )
 
 // Stages of a handoff, as they appear in outcomes and events.

@@ -47,7 +47,7 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 		return nil, err
 	}
 	if m.Welcome == nil || m.Protocol < minProtocol || m.Protocol > protocol {
-		return nil, fmt.Errorf("handoff: a welcome of protocol %d, where %d to %d are spoken: %w", m.Protocol, minProtocol, protocol, errGarbage)
+		return nil, fmt.Errorf("handoff: a welcome with protocol %d, but this build speaks %d to %d: %w", m.Protocol, minProtocol, protocol, errGarbage)
 	}
 	return m.Welcome, nil
 }

@@ -131,7 +131,7 @@ func (s *States) Read(module string, read func(*StateReader) error) error {
 		return fmt.Errorf("handoff: read the state of %s: %w", module, rest)
 	}
 	if r.sum != i.Checksum {
-		return fmt.Errorf("handoff: the state of %s was damaged on the way (checksum %08x, want %08x)", module, r.sum, i.Checksum)
+		return fmt.Errorf("handoff: the state of %s was damaged in transit (checksum %08x, want %08x)", module, r.sum, i.Checksum)
 	}
 	return err
 }

@@ -11,7 +11,7 @@ import (
 // ErrMoving is returned by reads on a [Conn] when a reload begins or the
 // program ends; it is also the cancellation cause of the handler's context. A
 // handler that returns it hands the connection on.
-var ErrMoving = errors.New("modules: the connection moves to the next generation")
+var ErrMoving = errors.New("modules: the connection is moving to the next generation")
 
 // ErrReloading is the cancellation cause of a request's context when a reload
 // stops waiting for the request.

@@ -48,7 +48,7 @@ func (c *Counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, c.add(1))
 	default:
 		w.Header().Set("Allow", "GET, HEAD, POST")
-		http.Error(w, "counter: only GET and POST are understood", http.StatusMethodNotAllowed)
+		http.Error(w, "counter: only GET and POST are supported", http.StatusMethodNotAllowed)
 	}
 }
 

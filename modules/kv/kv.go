@@ -80,7 +80,7 @@ func (k *KV) Shutdown(context.Context) error {
 func (k *KV) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	key := strings.TrimPrefix(r.URL.Path, "/")
 	if key == "" || len(key) > maxKey {
-		http.Error(w, fmt.Sprintf("kv: a key of 1 to %d bytes belongs into the path", maxKey), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("kv: the path must be a key of 1 to %d bytes", maxKey), http.StatusBadRequest)
 		return
 	}
 	switch r.Method {

@@ -112,7 +112,7 @@ func TestSourcesDecide(t *testing.T) {
 		p.Write("modules/hello/hello.go~", "nonsense")
 		p.Write("modules/unused/unused.go", "nonsense")
 		// After an edit of another module, all earlier changes have been seen.
-		p.Edit("modules/counter/counter.go", "only GET and POST are understood", "only GET and POST are known")
+		p.Edit("modules/counter/counter.go", "only GET and POST are supported", "only GET and POST are known")
 		p.Wait("the edit of another module", func() bool { return p.Status().Generation > before.Generation })
 		if s := p.Status(); s.Generation != before.Generation+1 || strings.Join(s.LastReload.Modules, " ") != "counter" {
 			t.Errorf("generation %d, modules %v; want %d, counter alone", s.Generation, s.LastReload.Modules, before.Generation+1)

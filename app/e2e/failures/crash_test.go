@@ -27,7 +27,7 @@ type verdict string
 
 const (
 	untouched  verdict = "old serves, untouched"   // no request fails, no state is lost
-	rolledBack verdict = "old serves, rewound"     // reverted to the commit at worst, and the outcome says so
+	rolledBack verdict = "old serves, reverted"     // reverted to the commit at worst, and the outcome says so
 	returned   verdict = "old serves, all state"   // what the new generation did is kept, and the outcome says so
 	completes  verdict = "new serves, all state"   // only requests that the old generation held fail
 	goesOn     verdict = "new serves, sick"        // there is no old one to go back to, and the outcome says so
@@ -447,14 +447,14 @@ func (c crash) checkOutcome(p *e2etest.Project, o *client.Outcome, before, after
 		// one that had reported that it serves is rolled back.
 		early := c.side == "candidate" && c.when == "after" && c.what == "healthy"
 		answered := o.Verdict == client.RolledBack || o.Verdict == client.Reloaded && o.Probation == client.ProbationPending || early && o.Verdict == client.Rejected
-		rewound := last == client.RolledBack && slices.Contains(after.LastReload.Reverted, "counter")
-		if after.PID != before.PID || !answered || !rewound && !(early && last == client.Rejected) {
-			fail("rolled back by the old process, which says what is rewound")
+		reverted := last == client.RolledBack && slices.Contains(after.LastReload.Reverted, "counter")
+		if after.PID != before.PID || !answered || !reverted && !(early && last == client.Rejected) {
+			fail("rolled back by the old process, which says what is reverted")
 		}
 	case returned:
 		answered := o.Verdict == client.RolledBack || o.Verdict == client.Reloaded && o.Probation == client.ProbationPending
 		if after.PID != before.PID || !answered || last != client.RolledBack || len(after.LastReload.Reverted) > 0 {
-			fail("rolled back by the old process, nothing rewound")
+			fail("rolled back by the old process, nothing reverted")
 		}
 	case goesOn:
 		if after.Generation != before.Generation+1 || o.Verdict != client.Reloaded || last != client.Reloaded || after.LastReload.Probation != client.ProbationFailed || after.LastCrash != nil {

@@ -62,7 +62,7 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	}
 	last := sicken(p, before)
 	if last.Verdict != client.RolledBack || last.Stage != "healthy" || last.FailedModule != "hello" || !strings.Contains(last.Error, "a headache") || len(last.Reverted) > 0 || len(last.Lost) > 0 {
-		t.Errorf("last reload %+v, want rolled back because of hello's headache, nothing rewound", last)
+		t.Errorf("last reload %+v, want rolled back because of hello's headache, nothing reverted", last)
 	}
 	p.Wait("the word that nothing was lost", func() bool { return strings.Contains(p.Printed(), "nothing was lost") })
 	p.Check(e2etest.PostOn(c, in))
@@ -115,7 +115,7 @@ func TestARaisedStateIsNotHandedBack(t *testing.T) {
 	}
 	last := sicken(p, before)
 	if last.Verdict != client.RolledBack || strings.Join(last.Reverted, " ") != "counter" || len(last.Lost) > 0 {
-		t.Errorf("last reload %+v, want rolled back, the counter rewound", last)
+		t.Errorf("last reload %+v, want rolled back, the counter reverted", last)
 	}
 	if strings.Contains(p.Printed(), "nothing was lost") {
 		t.Error("it says that nothing was lost")

@@ -43,7 +43,7 @@ type Direct struct {
 	mu         sync.Mutex // guards the fields below
 	graph      *graph     // packages in use by builds; nil: not known yet
 	fresh      *graph     // packages for the next build
-	off        string     // why direct builds are of no use here; "" if they are
+	off        string     // why direct builds are disabled; "" if they are
 	why        string     // why the packages are not known
 	mismatches int        // how often the binary differed from go build's
 	modinfo    string     // module information of the last go build
@@ -80,7 +80,7 @@ func (d *Direct) Close() {
 }
 
 // errUseless is for reasons that do not change while the program runs.
-var errUseless = errors.New("direct builds are of no use here")
+var errUseless = errors.New("direct builds are disabled")
 
 // notDirectError says why a build goes through go build.
 type notDirectError struct{ why string }
@@ -240,7 +240,7 @@ func (u *unit) understood(snap *sources.Snapshot) error {
 			continue
 		}
 		if !slices.Contains(u.GoFiles, name) {
-			return notDirect("%s changed, which is not compiled", path)
+			return notDirect("%s changed and is not a compiled Go file", path)
 		}
 		data, ok := snap.Content(path)
 		if !ok {
@@ -291,7 +291,7 @@ func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
 	var states []state
 	for _, u := range g.local {
 		if !slices.Equal(u.namesIn(g.snap), u.names) {
-			return notDirect("files came or went in %s", u.Dir)
+			return notDirect("files were added or removed in %s", u.Dir)
 		}
 		sum, err := u.sourceIn(g.snap)
 		if err == nil && sum != u.source {

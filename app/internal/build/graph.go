@@ -90,7 +90,7 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 			u.object, u.source = "", [sha256.Size]byte{}
 			for name := range u.hasDirective {
 				if u.hasDirective[name] { // a directive may decide which files there are
-					return nil, errors.New("build: the sources changed while they were listed")
+					return nil, errors.New("build: the sources changed during the listing")
 				}
 			}
 		}
@@ -143,7 +143,7 @@ func (g *graph) add(u *unit) error {
 	}
 	_, u.local = g.inputs.Packages[u.ImportPath]
 	if !u.local && !u.immutable(g.inputs.Root) {
-		return errors.New("build: a package came while they were listed")
+		return errors.New("build: a package appeared during the listing")
 	}
 	if !u.local {
 		u.export = sha256.Sum256([]byte(u.Export)) // it never changes
@@ -179,7 +179,7 @@ func (g *graph) add(u *unit) error {
 func (u *unit) note(snap *sources.Snapshot) error {
 	source, err := u.sourceIn(snap)
 	if err != nil { // not a notDirectError: only the listing is out of date
-		return fmt.Errorf("build: the sources changed while they were listed: %v", err)
+		return fmt.Errorf("build: the sources changed during the listing: %v", err)
 	}
 	sums, marked, imports := map[string]sources.Sum{}, map[string]bool{}, map[string][]string{}
 	for _, name := range u.candidates() {
@@ -191,7 +191,7 @@ func (u *unit) note(snap *sources.Snapshot) error {
 		}
 		data, ok := snap.Content(path)
 		if !ok {
-			return fmt.Errorf("build: the sources changed while they were listed: %s", path)
+			return fmt.Errorf("build: the sources changed during the listing: %s", path)
 		}
 		marked[name] = directive(data) != ""
 		if strings.HasSuffix(name, ".go") {
@@ -218,7 +218,7 @@ func (u *unit) importsMatch() error {
 		}
 	}
 	if u.needsGoBuild == "" && !slices.Equal(slices.Sorted(maps.Keys(found)), slices.Sorted(slices.Values(u.Imports))) {
-		return errors.New("build: the sources changed while they were listed")
+		return errors.New("build: the sources changed during the listing")
 	}
 	return nil
 }

@@ -206,7 +206,7 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 			}
 		}
 		if d.mismatches++; d.mismatches >= 3 {
-			return fmt.Errorf("%w: another binary comes out than go build gives", errUseless)
+			return fmt.Errorf("%w: direct builds differ from go build", errUseless)
 		}
 		return again
 	}

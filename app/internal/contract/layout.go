@@ -25,7 +25,7 @@ type Layout map[string]string
 func LayoutOf(value any) (Layout, error) {
 	v := reflect.ValueOf(value)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
-		return nil, fmt.Errorf("State().Value must be a pointer that is not nil, got %T", value)
+		return nil, fmt.Errorf("State().Value must be a non-nil pointer, got %T", value)
 	}
 	_, writes := value.(io.WriterTo)
 	_, reads := value.(io.ReaderFrom)
@@ -136,7 +136,7 @@ func (w *walk) add(t reflect.Type, path string) {
 	case reflect.Struct:
 		w.structure(t, path)
 	default:
-		w.fail(path, "a value of type %s would not survive: store plain data, or tag the field `json:\"-\"` and make it anew in Initialize", t)
+		w.fail(path, "a value of type %s would not survive: store plain data, or tag the field `json:\"-\"` and recreate it in Initialize", t)
 	}
 }
 

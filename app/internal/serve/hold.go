@@ -54,7 +54,7 @@ func (s *Server) beginHold() *Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.holding {
-		panic("serve: a hold began while there was one")
+		panic("serve: Hold called during a hold")
 	}
 	s.holding = true
 	for _, l := range s.listeners {
@@ -229,7 +229,7 @@ func (h *HandedOver) Recall(ctx context.Context) {
 // forwarded any more. It ends the handover; a second call panics.
 func (h *HandedOver) Resume(fill func(adopt func([]Detached))) {
 	if h.over.Swap(true) {
-		panic("serve: a handover was taken back twice")
+		panic("serve: Resume called twice")
 	}
 	h.Stop()
 	h.server.resume(fill)

@@ -26,7 +26,7 @@ var (
 	errLineTooLong = fmt.Errorf("serve: a line of more than %d bytes", maxLine)
 	errKeptTooMuch = fmt.Errorf("serve: more than %d bytes to keep", maxKept)
 	errUnmarked    = fmt.Errorf("serve: more than %d bytes were read without a Mark", maxUnread)
-	errTooSlow     = fmt.Errorf("serve: the client leaves more than %d bytes untaken", maxUnsent)
+	errTooSlow     = fmt.Errorf("serve: the client has not received more than %d bytes", maxUnsent)
 )
 
 // Stream is a connection that is not HTTP, or no longer. It belongs to an

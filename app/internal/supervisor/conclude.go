@@ -106,7 +106,7 @@ func conclude(f facts) client.Outcome {
 			o.Modules = orEmpty(r.Changed)
 		}
 		if len(r.Down) > 0 {
-			o.Error += fmt.Sprintf("; after the rollback %v does not start again and answers 503", r.Down)
+			o.Error += fmt.Sprintf("; after the rollback %v did not start again and answers 503", r.Down)
 		}
 		o.Notes = append(slices.Clone(r.Notes), f.notes...)
 	}

@@ -219,7 +219,7 @@ func (s *supervisor) notes(j *job) (notes []string) {
 		notes = append(notes, "built the long way, by go build: "+j.note)
 	}
 	if j.repair {
-		notes = append(notes, "this was the same build again, after a rollback that did not work")
+		notes = append(notes, "this was the same build again, because the program was degraded after a rollback")
 	}
 	return notes
 }

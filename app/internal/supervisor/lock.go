@@ -52,7 +52,7 @@ func lockRunDir(dir string, say func(line string)) (*locks, error) {
 		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
 			own.Close()
 			workers.Close()
-			return nil, fmt.Errorf("run_dir: the workers of an earlier run do not go: %w", err)
+			return nil, fmt.Errorf("run_dir: the workers of an earlier run have not exited: %w", err)
 		}
 		if !said {
 			said = true

@@ -94,7 +94,7 @@ func TestStop(t *testing.T) {
 		{"too slowly", func(_ *world, k *fakeWorker) {
 			k.hears(control.TypeStop)
 			time.Sleep(3 * time.Second)
-		}, 1, "the modules do not stop in time, killing them"},
+		}, 1, "the modules did not stop in time: killing them"},
 		{"at once, when told twice", func(w *world, k *fakeWorker) {
 			k.hears(control.TypeStop)
 			w.signals <- syscall.SIGINT
@@ -211,7 +211,7 @@ func TestSIGHUP_makesTheRunDirAgain(t *testing.T) {
 		}
 		w.signals <- syscall.SIGHUP
 		k.hears(control.TypeUpgrade)
-		w.wantPrinted("somebody had removed the run_dir: it is there again")
+		w.wantPrinted("the run_dir had been removed: made it again")
 		if _, err := os.Stat(wire.Socket(w.opts.RunDir)); err != nil {
 			t.Error(err)
 		}

@@ -268,7 +268,7 @@ func (s *supervisor) builtFirst(binary string, err error) {
 	s.job = nil
 	p.current = origin{binary: binary, snap: j.snap, built: true}
 	if err != nil {
-		s.printf("%s\nthe build failed; starting %s as it is, which is not what the sources say", err, s.opts.Binary)
+		s.printf("%s\nthe build failed; starting %s which does not match the sources", err, s.opts.Binary)
 		p.current = origin{binary: s.opts.Binary}
 		p.refused = j.snap
 	}

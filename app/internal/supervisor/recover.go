@@ -131,7 +131,7 @@ func (s *supervisor) killStart(pid int, limit time.Duration) {
 // startInstead starts the binary of j in place of the build that crashed: the
 // next save or deployment may be what repairs it.
 func (s *supervisor) startInstead(j *job) {
-	s.printf("nothing serves since the crash: starting %s instead", j.binary)
+	s.printf("nothing has served since the crash: starting %s instead", j.binary)
 	s.plan.serves(j.binary, j.snap)
 	s.crashes.replaceBy(j.binary)
 	if first := s.workers.first; first.pid != 0 { // the crashed build, about to try again
@@ -166,7 +166,7 @@ func (s *supervisor) keep(w *worker) {
 
 func (s *supervisor) copied(h copied) {
 	if h.err != nil {
-		s.opts.Log.Warn("cannot keep a copy of the binary; should it crash, it is started from its path", "binary", h.binary, "err", h.err)
+		s.opts.Log.Warn("cannot keep a copy of the binary; after a crash it is started from its original path", "binary", h.binary, "err", h.err)
 		return
 	}
 	s.builds.copied(h.generation, h.kept)

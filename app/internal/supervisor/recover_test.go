@@ -158,7 +158,7 @@ func TestCrash_aReloadIsWhatMayRepairIt(t *testing.T) {
 				when(w)
 				w.write("mended", "binary 1")
 				r := w.reload(client.ReloadRequest{Binary: w.dir + "/mended"})
-				w.wantPrinted("nothing serves since the crash: starting " + w.dir + "/mended instead")
+				w.wantPrinted("nothing has served since the crash: starting " + w.dir + "/mended instead")
 				p := w.started()
 				if p.binary != w.dir+"/mended" {
 					t.Fatalf("started %s", p.binary)

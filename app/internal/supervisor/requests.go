@@ -59,7 +59,7 @@ func (s *supervisor) expire(r *request) {
 	case j == nil || !slices.Contains(j.requests, r):
 	case j.saved || len(j.requests) > 1:
 		j.requests = slices.DeleteFunc(j.requests, func(other *request) bool { return other == r })
-		s.turnAway(r, endRefused, errTimeout.Error()+"; it goes on, as it was asked for by others or by a save")
+		s.turnAway(r, endRefused, errTimeout.Error()+"; the reload goes on, for other requests or a save")
 	default:
 		j.expired = errTimeout
 		j.end(errTimeout)

@@ -62,7 +62,7 @@ func TestSave_startsAsItIsIfTheFirstBuildFails(t *testing.T) {
 		if p.binary != w.opts.Binary {
 			t.Errorf("started %s", p.binary)
 		}
-		w.wantPrinted("hello.go:1: nonsense\nthe build failed; starting " + w.opts.Binary + " as it is, which is not what the sources say")
+		w.wantPrinted("hello.go:1: nonsense\nthe build failed; starting " + w.opts.Binary + " which does not match the sources")
 		k := p.connect()
 		k.serves(nil)
 		w.buildsNothing() // it would fail again

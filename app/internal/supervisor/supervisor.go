@@ -105,7 +105,7 @@ func (s *supervisor) loop() int {
 		case status := <-s.workers.first.exited:
 			s.firstExited(status)
 		case <-s.stop.deadline:
-			s.printf("the modules do not stop in time, killing them")
+			s.printf("the modules did not stop in time: killing them")
 			s.stop.code = 1
 			s.killAll()
 		case <-s.looks():
@@ -162,7 +162,7 @@ func (s *supervisor) begin() error {
 		return fmt.Errorf("hot_reload is on, but the sources cannot be built: %w; start it in the folder of its sources, or set app.hot_reload: false", err)
 	}
 	if !s.opts.Debug {
-		s.printf("builds leave out what debuggers need; build.debug: true in %s keeps it", s.opts.ConfigFile)
+		s.printf("builds omit what debuggers need; set build.debug: true in %s to keep it", s.opts.ConfigFile)
 	}
 	s.plan.builder = builder
 	s.plan.set.Files = []string{s.plan.config}
@@ -195,7 +195,7 @@ func (s *supervisor) restoreRunDir() {
 	if _, err := os.Stat(filepath.Join(s.opts.RunDir, "lock")); errors.Is(err, os.ErrNotExist) {
 		unlock, err := s.sys.lock()
 		if err != nil {
-			s.printf("the run_dir is gone and cannot be made again: %v", err)
+			s.printf("the run_dir is missing and cannot be made again: %v", err)
 			return
 		}
 		s.runDir.unlock()
@@ -203,14 +203,14 @@ func (s *supervisor) restoreRunDir() {
 	}
 	old := s.runDir.control
 	if err := s.listen(); err != nil {
-		s.printf("the control socket is gone and cannot be made again: %v", err)
+		s.printf("the control socket is missing and cannot be made again: %v", err)
 		return
 	}
 	if ln, ok := old.(*net.UnixListener); ok {
 		ln.SetUnlinkOnClose(false) // the new socket has the same path
 	}
 	old.Close()
-	s.printf("somebody had removed the run_dir: it is there again")
+	s.printf("the run_dir had been removed: made it again")
 	if s.workers.serving != nil {
 		s.keep(s.workers.serving)
 	}

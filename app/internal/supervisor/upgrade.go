@@ -101,7 +101,7 @@ func (s *supervisor) unheard(j *job, w *worker) {
 	if s.job != j || s.workers.serving != w || w.stage != nil {
 		return
 	}
-	s.send(w, control.Message{Type: control.TypeCancel, Error: "the answer comes too late"})
+	s.send(w, control.Message{Type: control.TypeCancel, Error: "it did not answer in time"})
 	s.failed(facts{
 		end:   endRefused,
 		stage: client.StageStart,
@@ -192,7 +192,7 @@ func (s *supervisor) repair(w *worker) {
 		s.workers.unhealthy = w
 		return
 	}
-	s.printf("generation %d does not recover by itself: handing over to a fresh process of the same build", w.generation)
+	s.printf("generation %d is still degraded: starting a fresh process of the same build", w.generation)
 	s.job = &job{repair: true, binary: s.builds.startable(w.generation), began: time.Now(), snap: s.plan.current.snap}
 	s.upgrade()
 }

@@ -55,7 +55,7 @@ func TestUpgrade_fails(t *testing.T) {
 	}{
 		{"before anything is touched", control.Report{Stage: client.StagePrepare, Module: "hello", Error: "no database"}, client.Rejected, 3, "no database"},
 		{"after the shutdown", control.Report{Stage: client.StageInitialize, Module: "hello", Error: "panicked"}, client.Rejected, 3, "panicked"},
-		{"and a module stays down", control.Report{Stage: client.StageInitialize, Module: "hello", Error: "panicked", Down: []string{"counter"}}, client.Failed, 1, "panicked; after the rollback [counter] does not start again and answers 503"},
+		{"and a module stays down", control.Report{Stage: client.StageInitialize, Module: "hello", Error: "panicked", Down: []string{"counter"}}, client.Failed, 1, "panicked; after the rollback [counter] did not start again and answers 503"},
 		{"and a state is lost", control.Report{Stage: client.StageShutdown, Module: "counter", Error: "hung", Lost: []string{"counter"}}, client.Failed, 1, "hung"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

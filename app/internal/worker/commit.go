@@ -73,7 +73,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	move, stay := split(conns, a.candidate.Room())
 	web := slices.DeleteFunc(slices.Clone(stay), func(c serve.Detached) bool { return c.Kind != serve.KindHTTP })
 	if lost := len(stay) - len(web); lost > 0 {
-		g.log.Warn("connections of modules are cut off: the new generation may not open as many files", "connections", lost)
+		g.log.Warn("closing connections of modules: the new generation cannot open enough files", "connections", lost)
 		closed += lost
 	}
 	a.cancelled += g.server.Cancelled() + closed
@@ -117,7 +117,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	}
 	if to != nil {
 		if len(web) > 0 {
-			g.log.Warn("connections stay in the old generation: the new one may not open as many files", "connections", len(web))
+			g.log.Warn("connections stay in the old generation: the new one cannot open enough files", "connections", len(web))
 		}
 		a.handed.Forward(to.handler, web)
 	}

@@ -50,7 +50,7 @@ func (g *generation) listenOn(owner, key, text string) error {
 	ln, err := g.upgrader.Listen(owner, network, address)
 	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) { // tableflip does not wrap the error
 		if info, statErr := os.Lstat(address); network == "unix" && statErr == nil && info.Mode()&os.ModeSocket == 0 {
-			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is there, and is not a socket: move it away or change %s in %s", key, text, key, g.cfg.File()))
+			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s exists and is not a socket: move it away or change %s in %s", key, text, key, g.cfg.File()))
 		}
 		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken by another program: stop that one or change %s in %s", key, text, key, g.cfg.File()))
 	}

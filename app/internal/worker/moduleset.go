@@ -67,7 +67,7 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 			return nil, fault(handoff.StageConfig, m.Name, err)
 		}
 		if _, ok := value.(modules.ConnHandler); m.Listen != "" && !ok {
-			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q takes no connections of its own: it has no HandleConn", m.Name))
+			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q cannot listen: it has no HandleConn", m.Name))
 		}
 		s.list = append(s.list, &instance{
 			name:   m.Name,
@@ -95,7 +95,7 @@ func (s *moduleSet) sort(cfg *config.Config) error {
 		case done:
 			return nil
 		case visiting:
-			return fault(handoff.StageConfig, in.name, cfg.ErrorAt(key, "modules depend on each other in a circle: %v", append(path, in.name)))
+			return fault(handoff.StageConfig, in.name, cfg.ErrorAt(key, "modules depend on each other in a cycle: %v", append(path, in.name)))
 		}
 		state[in.name] = visiting
 		if d, ok := in.module.(modules.Dependent); ok {

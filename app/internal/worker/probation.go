@@ -38,7 +38,7 @@ func (t *takeover) passProbation() (stays bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 	defer cancel()
 	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
-		g.log.Warn("the old generation did not confirm that it goes", "err", err)
+		g.log.Warn("the old generation did not confirm its exit", "err", err)
 	}
 	g.send(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: g.number, Probation: probation}})
 	return true
@@ -49,11 +49,11 @@ func (t *takeover) passProbation() (stays bool) {
 // kills this process, or the supervisor kills the old one.
 func (t *takeover) waitGone(err error) {
 	if !errors.Is(err, handoff.ErrPredecessorGone) {
-		t.g.log.Error("the old generation does not keep to the protocol", "err", err)
+		t.g.log.Error("the old generation violated the protocol", "err", err)
 		t.p.Close()
 		t.p.Gone(context.Background())
 	}
-	t.g.log.Warn("there is no old generation any more, going on", "err", err)
+	t.g.log.Warn("the old generation is gone: going on", "err", err)
 }
 
 // healthy asks all modules for their health.

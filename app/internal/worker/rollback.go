@@ -64,7 +64,7 @@ func (g *generation) restart(newer, older *handoff.States) restarted {
 	g.install(set)
 	for _, in := range set.list {
 		if in.down != nil {
-			g.log.Error("module does not start again, answering 503", "module", in.name, "err", in.down)
+			g.log.Error("module did not start again: it answers 503", "module", in.name, "err", in.down)
 		}
 	}
 	return r
@@ -99,7 +99,7 @@ func (g *generation) refill(set *moduleSet, in, before *instance, source, older 
 		}
 	}
 	if before.module == nil {
-		return nil, errors.New("what was exported cannot be read back")
+		return nil, errors.New("the exported state cannot be read back")
 	}
 	return nil, carry(before, in)
 }

@@ -144,7 +144,7 @@ func (g *generation) endRuns(ctx context.Context) error {
 	if runs == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout is over"))
+	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout exceeded"))
 	defer cancel()
 	return runs.end(ctx)
 }

@@ -135,7 +135,7 @@ func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error
 		}
 		m, ok := in.module.(modules.Stateful)
 		if !ok {
-			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: the module has none any more", in.name))
+			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: the module no longer has one", in.name))
 			continue
 		}
 		added, err := compatible(info, m.State())
@@ -167,7 +167,7 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 	}
 	broke, added := contract.Layout(info.StateFields).Changes(layout)
 	if len(broke) > 0 {
-		return nil, fmt.Errorf("the running state of version %d does not fit: %s: give the state another Version and lift it in Migrate, or %s", state.Version, strings.Join(broke, ", "), afresh)
+		return nil, fmt.Errorf("the running state of version %d does not fit: %s: give the state a new Version and migrate it in Migrate, or %s", state.Version, strings.Join(broke, ", "), afresh)
 	}
 	return added, nil
 }

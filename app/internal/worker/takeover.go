@@ -166,7 +166,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	for _, in := range t.set.list {
 		if in.down != nil {
 			in.kept, needed = t.states, true
-			t.notes = append(t.notes, fmt.Sprintf("module %s still does not run: %v", in.name, in.down))
+			t.notes = append(t.notes, fmt.Sprintf("module %s is still down: %v", in.name, in.down))
 		}
 	}
 	if !needed {
