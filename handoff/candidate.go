@@ -15,15 +15,15 @@ import (
 
 // Candidate is the next generation as the serving one sees it.
 type Candidate struct {
-	link     link // nil before the candidate has connected
-	process  process
-	protocol int // the version that both speak
-	hello    Hello
-	room     int           // descriptors free for connections; -1 if unknown
-	made     []string      // paths of Unix sockets that only the candidate has made
-	told     bool          // the commit has been sent
-	at       message       // the last progress that the candidate reported
-	reported *UpgradeError // the failure that the candidate itself reported, or nil
+	link       link // nil before the candidate has connected
+	process    process
+	protocol   int // the version that both speak
+	hello      Hello
+	room       int           // descriptors free for connections; -1 if unknown
+	made       []string      // paths of Unix sockets that only the candidate has made
+	commitSent bool          // the commit has been sent
+	at         message       // the last progress that the candidate reported
+	reported   *UpgradeError // the failure that the candidate itself reported, or nil
 }
 
 // process is the candidate's process, as the old generation sees it.
@@ -119,13 +119,13 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 	if err := c.link.send(ctx, message{Type: typeCommit, Commit: &commit}); err != nil {
 		return c.failure(StageCommit, err)
 	}
-	c.told = true
+	c.commitSent = true
 	return c.await(ctx, typeAccepting, StageCommit)
 }
 
 // Committed reports whether the commit has been sent, so that the candidate may
 // serve.
-func (c *Candidate) Committed() bool { return c.told }
+func (c *Candidate) Committed() bool { return c.commitSent }
 
 // Move passes connections to the candidate and closes those that it has
 // acknowledged. After an error, left holds the others, which remain the
@@ -149,28 +149,28 @@ type ReturnedError struct {
 
 // ProbationTimes are how long a probation lasts, how long the candidate may
 // take to answer a health check, and how long to give everything back if it is
-// unhealthy. Unwell is called before it gives anything back, and must see to it
+// unhealthy. OnUnhealthy is called before it gives anything back, and must see to it
 // that nothing is forwarded to the candidate any more.
 type ProbationTimes struct {
-	Whole, Answer, Return time.Duration
-	Unwell                func()
+	Length, Answer, GiveBack time.Duration
+	OnUnhealthy              func()
 }
 
 // Probation checks the candidate's health while it serves, at intervals and
 // once more when the time is over. When cut is closed it returns nil at once.
 // The error is a [*ReturnedError] if the candidate was unhealthy and gave
 // everything back; after any other error the candidate cannot be trusted.
-func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-chan struct{}) error {
-	over := time.After(times.Whole)
-	for last := times.Whole == 0; ; {
-		if err := c.ask(ctx, times); err != nil || last {
+func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, expedite <-chan struct{}) error {
+	over := time.After(times.Length)
+	for last := times.Length == 0; ; {
+		if err := c.checkHealth(ctx, times); err != nil || last {
 			return err
 		}
 		select {
-		case <-time.After(times.Whole / 5):
+		case <-time.After(times.Length / 5):
 		case <-over:
 			last = true
-		case <-cut:
+		case <-expedite:
 			return nil
 		case <-c.process.ended():
 			return c.failure(StageProbation, errExited)
@@ -180,20 +180,20 @@ func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, cut <-c
 	}
 }
 
-// ask makes one health check.
-func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
+// checkHealth makes one health check.
+func (c *Candidate) checkHealth(parent context.Context, times ProbationTimes) error {
 	ctx, cancel := context.WithTimeout(parent, times.Answer)
 	defer cancel()
-	if err := c.link.send(ctx, message{Type: typeAsk}); err != nil {
+	if err := c.link.send(ctx, message{Type: typeCheck}); err != nil {
 		return c.failure(StageProbation, err)
 	}
 	m, files, err := c.link.receive(ctx)
-	if err == nil && m.Type == typeUnwell {
+	if err == nil && m.Type == typeUnhealthy {
 		closeAll(files)
-		times.Unwell()
-		ctx, cancel := context.WithTimeout(parent, times.Return)
+		times.OnUnhealthy()
+		ctx, cancel := context.WithTimeout(parent, times.GiveBack)
 		defer cancel()
-		if err := c.link.send(ctx, message{Type: typeParked}); err != nil {
+		if err := c.link.send(ctx, message{Type: typeForwardsNothing}); err != nil {
 			return c.failure(StageProbation, err)
 		}
 		m, files, err = c.link.receive(ctx)
@@ -201,7 +201,7 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 	switch {
 	case err != nil:
 		return c.failure(StageProbation, err)
-	case m.Type == typeWell:
+	case m.Type == typeIsHealthy:
 		closeAll(files)
 		return nil
 	case m.Type == typeReturned:
@@ -221,7 +221,7 @@ func (c *Candidate) ask(parent context.Context, times ProbationTimes) error {
 // generation serves again. It passes the candidate's connections to adopt,
 // which takes responsibility for them, and counts them in n.
 func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, err error) {
-	if err := c.link.send(ctx, message{Type: typeTaken}); err != nil {
+	if err := c.link.send(ctx, message{Type: typeServesAgain}); err != nil {
 		return 0, err
 	}
 	return receiveConns(ctx, c.link, adopt)
@@ -229,8 +229,8 @@ func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, er
 
 // Finish ends the probation and waits until the candidate is final; cut says
 // that the probation ended early. The caller may then exit.
-func (c *Candidate) Finish(ctx context.Context, cut bool) error {
-	if err := c.link.send(ctx, message{Type: typeFinal, Cut: cut}); err != nil {
+func (c *Candidate) Finish(ctx context.Context, early bool) error {
+	if err := c.link.send(ctx, message{Type: typeFinal, Early: early}); err != nil {
 		return c.failure(StageReady, err)
 	}
 	select {

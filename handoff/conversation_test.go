@@ -56,7 +56,7 @@ func (c *conversation) oldSide(states *States, conns []Conn) (failed string, lef
 		case "conns":
 			left, err = c.candidate.Move(c.step(), conns)
 		case "probation":
-			err = c.candidate.Probation(context.Background(), ProbationTimes{Whole: 5 * stepTime, Answer: stepTime, Return: stepTime, Unwell: func() {}}, nil)
+			err = c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, GiveBack: stepTime, OnUnhealthy: func() {}}, nil)
 		case "final":
 			err = c.candidate.Finish(c.step(), false)
 		}
@@ -205,7 +205,7 @@ func TestConversation_theCandidateFails(t *testing.T) {
 					if failed != "welcome" && !errors.As(err, &where) {
 						t.Fatalf("%s: %v is no UpgradeError", failed, err)
 					}
-					want := map[string]string{"dies": "it exited|the candidate is gone (exit status 2)|EOF|broken pipe", "is stuck": "did not answer in time|deadline exceeded", "gives up": "no database|failed", "talks nonsense": "nonsense"}[way]
+					want := map[string]string{"dies": "it exited|the candidate exited (exit status 2)|EOF|broken pipe", "is stuck": "did not answer in time|deadline exceeded", "gives up": "no database|failed", "talks nonsense": "nonsense"}[way]
 					if !slices.ContainsFunc(strings.Split(want, "|"), func(w string) bool { return strings.Contains(err.Error(), w) }) {
 						t.Errorf("%s: %v; want %q", failed, err, want)
 					}
@@ -261,25 +261,25 @@ func TestConversation_handedBack(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		c := converse(t)
 		conns, _ := newConns(2)
-		sick := &UpgradeError{Stage: StageHealthy, Module: "hello", Err: errors.New("a headache")}
+		failure := &UpgradeError{Stage: StageHealthy, Module: "hello", Err: errors.New("a headache")}
 		asked := 0
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			failed, got, err := c.candidateSide(always, func() *UpgradeError {
 				if asked++; asked == 3 {
-					return sick
+					return failure
 				}
 				return nil
 			})
-			if failed != "probation" || !errors.Is(err, sick) {
+			if failed != "probation" || !errors.Is(err, failure) {
 				t.Errorf("the candidate goes on after %q: %v", failed, err)
 				return
 			}
-			if err := c.old.Unwell(c.step()); err != nil {
+			if err := c.old.Unhealthy(c.step()); err != nil {
 				t.Error(err)
 			}
-			left, err := c.old.Return(c.step(), sick, someStates(t), got)
+			left, err := c.old.Return(c.step(), failure, someStates(t), got)
 			if err != nil || len(left) > 0 {
 				t.Errorf("Return = %d left, %v", len(left), err)
 			}
@@ -299,7 +299,7 @@ func TestConversation_handedBack(t *testing.T) {
 		if _, err := c.candidate.Move(c.step(), conns); err != nil {
 			t.Fatal(err)
 		}
-		err := c.candidate.Probation(context.Background(), ProbationTimes{Whole: 5 * stepTime, Answer: stepTime, Return: stepTime, Unwell: func() { recalled = true }}, nil)
+		err := c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, GiveBack: stepTime, OnUnhealthy: func() { recalled = true }}, nil)
 		var back *ReturnedError
 		if !errors.As(err, &back) || back.Module != "hello" || !recalled {
 			t.Fatalf("Probation = %v, recalled %v", err, recalled)
@@ -336,7 +336,7 @@ func TestConversation_theProbationIsCut(t *testing.T) {
 		}()
 		time.AfterFunc(stepTime, func() { close(cut) })
 		began := time.Now()
-		if err := c.candidate.Probation(context.Background(), ProbationTimes{Whole: time.Hour, Answer: stepTime}, cut); err != nil || time.Since(began) != stepTime {
+		if err := c.candidate.Probation(context.Background(), ProbationTimes{Length: time.Hour, Answer: stepTime}, cut); err != nil || time.Since(began) != stepTime {
 			t.Errorf("Probation = %v after %v", err, time.Since(began))
 		}
 		if err := c.candidate.Finish(c.step(), true); err != nil {

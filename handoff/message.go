@@ -69,7 +69,7 @@ type message struct {
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
 	UnixPaths   []string    `json:"unix_paths,omitempty"` // progress, failed and prepared: paths of sockets that the candidate has made
 	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors the candidate may still open
-	Cut         bool        `json:"cut,omitempty"`        // final: the probation ended early
+	Early       bool        `json:"cut,omitempty"`        // final: the probation ended early
 
 	// failed, returned and progress, candidate to old: where the candidate is.
 	Stage  string `json:"stage,omitempty"`
@@ -81,25 +81,25 @@ type message struct {
 // any message that it has sent. After hello the candidate may send failed
 // instead of any message of its own, and progress before any.
 const (
-	typeHello     = "hello"     // candidate
-	typeWelcome   = "welcome"   // old
-	typeProgress  = "progress"  // candidate
-	typePrepared  = "prepared"  // candidate: waits for the states
-	typeFailed    = "failed"    // candidate: gives up
-	typeStates    = "states"    // old: has shut its modules down
-	typeHealthy   = "healthy"   // candidate: waits for the commit
-	typeCommit    = "commit"    // old: gives everything away
-	typeAccepting = "accepting" // candidate: serves
-	typeConns     = "conns"     // old: a batch of connections, which the candidate acknowledges
-	typeEnd       = "end"       // old: no more connections; probation begins
-	typeAsk       = "ask"       // old: health check
-	typeWell      = "well"      // candidate: is healthy
-	typeUnwell    = "unwell"    // candidate: is unhealthy and about to give everything back
-	typeParked    = "parked"    // old: forwards nothing to the candidate any more
-	typeReturned  = "returned"  // candidate: gives the states back
-	typeTaken     = "taken"     // old: serves again; the candidate sends its connections, then end
-	typeFinal     = "final"     // old: probation is over
-	typeReady     = "ready"     // old: exits
+	typeHello           = "hello"     // candidate
+	typeWelcome         = "welcome"   // old
+	typeProgress        = "progress"  // candidate
+	typePrepared        = "prepared"  // candidate: waits for the states
+	typeFailed          = "failed"    // candidate: gives up
+	typeStates          = "states"    // old: has shut its modules down
+	typeHealthy         = "healthy"   // candidate: waits for the commit
+	typeCommit          = "commit"    // old: gives everything away
+	typeAccepting       = "accepting" // candidate: serves
+	typeConns           = "conns"     // old: a batch of connections, which the candidate acknowledges
+	typeEnd             = "end"       // old: no more connections; probation begins
+	typeCheck           = "ask"       // old: health check
+	typeIsHealthy       = "well"      // candidate: is healthy
+	typeUnhealthy       = "unwell"    // candidate: is unhealthy and about to give everything back
+	typeForwardsNothing = "parked"    // old: forwards nothing to the candidate any more
+	typeReturned        = "returned"  // candidate: gives the states back
+	typeServesAgain     = "taken"     // old: serves again; the candidate sends its connections, then end
+	typeFinal           = "final"     // old: probation is over
+	typeReady           = "ready"     // old: exits
 )
 
 // Hello is what a candidate says about itself.

@@ -105,8 +105,8 @@ func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved 
 
 // Probation answers the old generation's health checks with healthy until the
 // probation is over; cut reports whether it ended early. An error of healthy is
-// returned as it is, and the candidate goes on with [Predecessor.Unwell].
-func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (cut bool, err error) {
+// returned as it is, and the candidate goes on with [Predecessor.Unhealthy].
+func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (early bool, err error) {
 	for {
 		m, files, err := p.link.receive(ctx)
 		closeAll(files)
@@ -114,26 +114,26 @@ func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeErro
 		case err != nil:
 			return false, orGone(err)
 		case m.Type == typeFinal:
-			return m.Cut, nil
-		case m.Type != typeAsk:
+			return m.Early, nil
+		case m.Type != typeCheck:
 			return false, fmt.Errorf("handoff: got %q during the probation: %w", m.Type, errGarbage)
 		}
 		if err := healthy(); err != nil {
 			return false, err
 		}
-		if err := p.link.send(ctx, message{Type: typeWell}); err != nil {
+		if err := p.link.send(ctx, message{Type: typeIsHealthy}); err != nil {
 			return false, orGone(err)
 		}
 	}
 }
 
-// Unwell says that the candidate is unhealthy and about to give everything
+// Unhealthy says that the candidate is unhealthy and about to give everything
 // back, and waits until the old generation forwards nothing to it any more.
-func (p *Predecessor) Unwell(ctx context.Context) error {
-	if err := p.link.send(ctx, message{Type: typeUnwell}); err != nil {
+func (p *Predecessor) Unhealthy(ctx context.Context) error {
+	if err := p.link.send(ctx, message{Type: typeUnhealthy}); err != nil {
 		return orGone(err)
 	}
-	_, err := p.await(ctx, typeParked)
+	_, err := p.await(ctx, typeForwardsNothing)
 	return err
 }
 
@@ -146,7 +146,7 @@ func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *Sta
 	if err := p.link.send(ctx, m, states.file); err != nil {
 		return conns, orGone(err)
 	}
-	if _, err := p.await(ctx, typeTaken); err != nil {
+	if _, err := p.await(ctx, typeServesAgain); err != nil {
 		return conns, err
 	}
 	if left, err = sendConns(ctx, p.link, conns); err == nil {

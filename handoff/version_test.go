@@ -61,7 +61,7 @@ func TestAWelcomeOfAnotherVersionIsRefused(t *testing.T) {
 		}
 		p := &Predecessor{self: &Upgrader{}, link: candidate}
 		if _, err := p.Hello(soon(t), Hello{}); (err == nil) != ok {
-			t.Errorf("a welcome of protocol %d: %v", version, err)
+			t.Errorf("a welcome with protocol %d: %v", version, err)
 		}
 	}
 }

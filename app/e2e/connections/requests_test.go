@@ -345,7 +345,7 @@ func TestConnectionsThatDoNotFitStay(t *testing.T) {
 	if o.Verdict != client.Reloaded || o.Held != n || o.Moved+o.Forwarded != n || o.Moved < room-2 || o.Moved > room || o.Cancelled != 0 {
 		t.Errorf("reload = %+v, want %d held, about %d moved, the others forwarded", *o, n, room)
 	}
-	if !strings.Contains(p.Printed(), "the new one may not open as many files") {
+	if !strings.Contains(p.Printed(), "the new one cannot open enough files") {
 		t.Error("the log does not say so")
 	}
 	closed := 0

@@ -178,12 +178,12 @@ func TestForwardedRequestsComeBack(t *testing.T) {
 		}
 		mark = answered.Load()
 		p.Wait("clients to be answered", func() bool { return answered.Load() > mark+100 || t.Failed() })
-		p.Write("sick", "")
+		p.Write("failing", "")
 		p.Wait("the old generation to be back", func() bool {
 			s, err := p.Peek()
 			return err == nil && s.PID == before.PID && s.LastReload.Verdict == client.RolledBack && len(p.Processes()) == 2
 		})
-		p.Check(os.Remove(p.Path("sick")))
+		p.Check(os.Remove(p.Path("failing")))
 	}
 	close(stop)
 	clients.Wait()

@@ -29,7 +29,7 @@ func TestMakeRunInATerminal(t *testing.T) {
 		last := []string{"Hello, world", "one", "two"}[i]
 		p.Edit("modules/hello/hello.go", `"`+last+`"`, `"`+next+`"`)
 		p.Wait(next, func() bool { return p.Get("/hello/") == next })
-		if s := p.Settled(); s.SupervisorPID != before.SupervisorPID || s.Generation != before.Generation+i+1 {
+		if s := p.Idle(); s.SupervisorPID != before.SupervisorPID || s.Generation != before.Generation+i+1 {
 			t.Fatalf("supervisor %d, generation %d; want %d, %d", s.SupervisorPID, s.Generation, before.SupervisorPID, before.Generation+i+1)
 		}
 	}

@@ -96,17 +96,17 @@ func TestARollbackWatchesAgain(t *testing.T) {
 	p := e2etest.New(t)
 	p.Edit("config/main.yaml", "hook_timeout", "probation: 300ms\n  hook_timeout")
 	p.Write("modules/hello/hello.go", e2etest.BrokenHello("\t\"os\"\n", "var asked int\n", "", "",
-		`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil && asked > 0 { return fmt.Errorf("a headache") }; asked++; return nil }`))
+		`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("failing"); err == nil && asked > 0 { return fmt.Errorf("a headache") }; asked++; return nil }`))
 	p.StartServing()
 	p.Wait("the first generation", func() bool { return p.Get("/hello/") == "broken" })
 	before := p.Status()
-	p.Write("sick", "")
+	p.Write("failing", "")
 	p.Edit("config/main.yaml", "hot_reload: true", "hot_reload: false")
 	p.Wait("the rollback", func() bool {
 		s, err := p.TryStatus()
 		return err == nil && s.PID == before.PID && s.LastReload != nil && s.LastReload.Verdict == client.RolledBack
 	})
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	if !p.Status().HotReload {
 		t.Error("status says that hot reload is off")
 	}

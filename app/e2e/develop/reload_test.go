@@ -103,7 +103,7 @@ func TestSourcesDecide(t *testing.T) {
 		}
 	})
 	t.Run("an edit undone, a touch, a test, an editor's backup", func(t *testing.T) {
-		before := p.Settled()
+		before := p.Idle()
 		p.Edit("modules/hello/generated.go", "the second edit", "an edit undone")
 		p.Edit("modules/hello/generated.go", "an edit undone", "the second edit")
 		now := time.Now()
@@ -130,7 +130,7 @@ func TestSourcesDecide(t *testing.T) {
 	t.Run("a configuration changes without a build", func(t *testing.T) {
 		p.Edit("config/main.yaml", "  - name: hello\n", "  - name: hello\n    path: /greeting/\n")
 		p.Wait("the new path", func() bool { return p.Get("/greeting/") == "a watched package" })
-		if o := p.Settled().LastReload; o.StagesMS["build"] != 0 || strings.Join(o.Modules, " ") != "hello" {
+		if o := p.Idle().LastReload; o.StagesMS["build"] != 0 || strings.Join(o.Modules, " ") != "hello" {
 			t.Errorf("last reload %+v, want no build and hello", o)
 		}
 		p.Edit("config/main.yaml", "path: /greeting/", "paht: /greeting/")

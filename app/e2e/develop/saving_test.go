@@ -93,7 +93,7 @@ func TestEditorsWays(t *testing.T) {
 		before, failures := p.Status(), strings.Count(p.Printed(), "build failed")
 		p.Check(way.save([]byte(e2etest.Says(p, want))))
 		p.Wait("the new code, saved "+way.name, func() bool { return p.Get("/hello/") == want })
-		if s := p.Settled(); s.Generation <= before.Generation || s.Generation > before.Generation+2 || s.LastReload.Generation != s.Generation {
+		if s := p.Idle(); s.Generation <= before.Generation || s.Generation > before.Generation+2 || s.LastReload.Generation != s.Generation {
 			t.Errorf("%s: generation %d, was %d", way.name, s.Generation, before.Generation)
 		}
 		if i > 2 && strings.Count(p.Printed(), "build failed") > failures {
@@ -128,7 +128,7 @@ func TestNothingElseBuilds(t *testing.T) {
 	}
 	p.Write("modules/hello/hello.go", e2etest.Says(p, "Hello, moon"))
 	p.Wait("the new code", func() bool { return p.Get("/hello/") == "Hello, moon" })
-	if s := p.Settled(); s.Generation != 2 || strings.Contains(p.Printed(), "build failed") || strings.Count(p.Printed(), "unchanged:") != 1 {
+	if s := p.Idle(); s.Generation != 2 || strings.Contains(p.Printed(), "build failed") || strings.Count(p.Printed(), "unchanged:") != 1 {
 		t.Errorf("generation %d: something has built in between", s.Generation)
 	}
 	// By now the packages are known, so the go command is not needed.
@@ -173,7 +173,7 @@ func TestABranchSwitch(t *testing.T) {
 	builds := 3 + int(time.Since(began)/(2*time.Second)) // while the files are written, one may finish every 2 s
 	want := "Hello, world " + strings.Repeat("c", packages)
 	p.Wait("the last content to serve", func() bool { return p.Get("/hello/") == want })
-	after := p.Settled()
+	after := p.Idle()
 	if after.LastReload == nil || after.LastReload.Generation != after.Generation || after.Generation > before.Generation+builds || strings.Contains(p.Printed(), "build failed") {
 		t.Errorf("generation %d after %d: too many builds", after.Generation, before.Generation)
 	}
@@ -238,7 +238,7 @@ func TestBuildSettings(t *testing.T) {
 	}
 	p.Write("modules/hello/moon.go", strings.Replace(p.Read("modules/hello/moon.go"), "moon\"", "full moon\"", 1))
 	p.Wait("the new code", func() bool { return p.Get("/hello/") == "Hello, full moon" })
-	if s := p.Settled(); len(s.LastReload.Notes) != 0 {
+	if s := p.Idle(); len(s.LastReload.Notes) != 0 {
 		t.Errorf("last reload = %+v, want no note", *s.LastReload)
 	}
 	out, err := exec.Command("go", "version", "-m", fmt.Sprintf("/proc/%d/exe", p.Status().PID)).CombinedOutput()
@@ -316,7 +316,7 @@ func TestAHalfWrittenConfiguration(t *testing.T) {
 			t.Fatal("this machine is too slow to be an editor")
 		}
 		p.Wait("the new path", func() bool { return p.Get(fmt.Sprintf("/hello%d/", i)) == "Hello, world" })
-		s := p.Settled()
+		s := p.Idle()
 		if slow {
 			continue
 		}

@@ -122,7 +122,7 @@ var Shipped = sync.OnceValues(func() (string, error) {
 
 // Pair is two builds of the program with different answers to POST /counter/: Old
 // answers a number, New answers "new" and a number. Both contain failpoints. If
-// the working directory has a file called sick, the counter of New fails in the
+// the working directory has a file called failing, the counter of New fails in the
 // hook that the file names: in Initialize, in Healthy once it has been healthy;
 // in Shutdown and in its factory it hangs.
 type Pair struct{ Old, New string }
@@ -171,12 +171,12 @@ var newCounter = [][2]string{
 	{"\"sync\"\n", "\"sync\"\n\t\"sync/atomic\"\n"},
 	{"func (c *Counter) Shutdown(context.Context) error { return nil }", ""},
 	{"func New() modules.Module { return", `func New() modules.Module {
-	if sick("factory") != nil {
+	if failing("factory") != nil {
 		select {}
 	}
 	return`},
 	{"return &Counter{} }", "return &Counter{}\n}"},
-	{"modules.Config) error { return nil }", `modules.Config) error { return sick("Initialize") }
+	{"modules.Config) error { return nil }", `modules.Config) error { return failing("Initialize") }
 
 var asked atomic.Int64
 
@@ -184,21 +184,21 @@ func (c *Counter) Healthy(context.Context) error {
 	if asked.Add(1) == 1 {
 		return nil
 	}
-	return sick("Healthy")
+	return failing("Healthy")
 }
 
 func (c *Counter) Shutdown(context.Context) error {
-	if sick("Shutdown") != nil {
+	if failing("Shutdown") != nil {
 		select {}
 	}
 	return nil
 }
 
-func sick(hook string) error {
-	if text, err := os.ReadFile("sick"); err != nil || string(text) != hook {
+func failing(hook string) error {
+	if text, err := os.ReadFile("failing"); err != nil || string(text) != hook {
 		return nil
 	}
-	return fmt.Errorf("sick")
+	return fmt.Errorf("failing")
 }`},
 }
 

@@ -304,9 +304,9 @@ func (p *Project) Status() *client.Status {
 	return s
 }
 
-// Settled returns the status once no reload is under way: new code answers a
+// Idle returns the status once no reload is under way: new code answers a
 // moment before the supervisor hears that it serves.
-func (p *Project) Settled() (s *client.Status) {
+func (p *Project) Idle() (s *client.Status) {
 	p.Wait("the outcome", func() bool { s = p.Status(); return s.State != "reloading" })
 	return s
 }

@@ -27,10 +27,10 @@ type verdict string
 
 const (
 	untouched  verdict = "old serves, untouched"   // no request fails, no state is lost
-	rolledBack verdict = "old serves, reverted"     // reverted to the commit at worst, and the outcome says so
+	rolledBack verdict = "old serves, reverted"    // reverted to the commit at worst, and the outcome says so
 	returned   verdict = "old serves, all state"   // what the new generation did is kept, and the outcome says so
 	completes  verdict = "new serves, all state"   // only requests that the old generation held fail
-	goesOn     verdict = "new serves, sick"        // there is no old one to go back to, and the outcome says so
+	goesOn     verdict = "new serves, failing"     // there is no old one to go back to, and the outcome says so
 	restarts   verdict = "restarted, state lost"   // and the crash is reported
 	stops      verdict = "all stop, run starts it" // the supervisor died
 	ends       verdict = "the program ends"        // it was ordered to stop
@@ -40,7 +40,7 @@ const (
 type crash struct {
 	side, when, what, action string
 	want                     verdict
-	sick                     string // the hook in which the candidate fails; "" for none
+	failing                  string // the hook in which the candidate fails; "" for none
 }
 
 func (c crash) String() string {
@@ -60,10 +60,10 @@ func (c crash) keeps() bool {
 
 // crashes returns the whole matrix. The steps of each side are in order.
 func crashes() (all []crash) {
-	sick := ""
+	failing := ""
 	add := func(side, when, what string, want verdict, actions ...string) {
 		for _, action := range actions {
-			all = append(all, crash{side, when, what, action, want, sick})
+			all = append(all, crash{side, when, what, action, want, failing})
 		}
 	}
 	dies := []string{"exit0", "exit1", "kill", "hang"}
@@ -117,7 +117,7 @@ func crashes() (all []crash) {
 	add("old", "before", "ready", completes, "garbage")
 
 	// A candidate that fails by itself can die as well.
-	sick = "Initialize"
+	failing = "Initialize"
 	add("candidate", "before", "failed", untouched, withGarbage...)
 	add("candidate", "after", "failed", untouched, dies...)
 	add("old", "at", "rollback", restarts, dies...)
@@ -129,7 +129,7 @@ func crashes() (all []crash) {
 	// A candidate that is unhealthy after the commit hands everything back. If
 	// it does not finish, the states are reverted. The old generation may die
 	// during that too.
-	sick = "Healthy"
+	failing = "Healthy"
 	add("candidate", "before", "unwell", rolledBack, withGarbage...)
 	add("candidate", "after", "unwell", rolledBack, dies...)
 	add("candidate", "before", "returned", rolledBack, withGarbage...)
@@ -146,7 +146,7 @@ func crashes() (all []crash) {
 	add("old", "before", "taken", goesOn, dies...)
 	add("old", "after", "taken", goesOn, dies...)
 	add("old", "before", "taken", returned, "garbage")
-	sick = ""
+	failing = ""
 
 	// A process that is stopped hangs in all its goroutines.
 	add("candidate", "at", "prepared", untouched, "stop")
@@ -336,8 +336,8 @@ func (c crash) happen(p *e2etest.Project, b e2etest.Pair) {
 	}
 	p.Write("failpoint.new", fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, action))
 	p.Check(os.Rename(p.Path("failpoint.new"), place))
-	if c.sick != "" {
-		p.Write("sick", c.sick)
+	if c.failing != "" {
+		p.Write("failing", c.failing)
 	}
 	o, reloadErr := reloadOrHang(p, c, b, l)
 	p.Wait("the failpoint to be reached", func() bool {
@@ -420,7 +420,7 @@ func (c crash) checkEnd(p *e2etest.Project, l *e2etest.Load) {
 	}
 	p.Wait("every process to end", func() bool { return len(p.Processes()) == 0 })
 	l.End()
-	p.Check(os.RemoveAll(p.Path("sick")))
+	p.Check(os.RemoveAll(p.Path("failing")))
 	p.StartWith()
 	if o, err := p.Upgrade(client.ReloadRequest{Binary: p.Path("bin/orchestrator"), WaitProbation: true}); err != nil || o.Verdict != client.Reloaded {
 		p.T.Fatalf("the next reload: %+v, %v", o, err)

@@ -57,7 +57,7 @@ func TestARollbackThatFails(t *testing.T) {
 		if code != 1 || o.Verdict != client.Failed || o.FailedModule != "hello" || !strings.Contains(o.Error, "no database") || !strings.Contains(o.Error, "answers 503") {
 			t.Fatalf("reload without a database = exit %d, %+v; want 1, failed, and who answers 503", code, o)
 		}
-		s := p.Settled() // a fresh process may have been asked for already
+		s := p.Idle() // a fresh process may have been asked for already
 		if s.State != "degraded" || o.Serving != before.Generation {
 			t.Fatalf("generation %d serves and is %s, want %d, degraded", o.Serving, s.State, before.Generation)
 		}

@@ -32,7 +32,7 @@ func TestACrashAfterARollback(t *testing.T) {
 	p, b, before := e2etest.Started(t)
 	copied(p)
 	p.Check(os.Remove(p.Path("bin/orchestrator")))
-	p.Write("sick", "Healthy")
+	p.Write("failing", "Healthy")
 	_, err := p.Upgrade(client.ReloadRequest{Binary: b.New})
 	p.Check(err)
 	p.Wait("the rollback", func() bool {
@@ -44,7 +44,7 @@ func TestACrashAfterARollback(t *testing.T) {
 	if p.AnswersNew() {
 		t.Error("the build that was rolled back was started after a crash")
 	}
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	p.NextReloadWorks(b.New)
 }
 
@@ -60,7 +60,7 @@ func TestTheOlderBuildIsThereWhenItIsNeeded(t *testing.T) {
 	p.Reloads(b.New)
 	before, err := p.Peek()
 	p.Check(err)
-	p.Write("sick", "Initialize")
+	p.Write("failing", "Initialize")
 	p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 	after := servesAfter(p, before.PID)
 	if after.LastCrash == nil || !after.LastCrash.Older || p.AnswersNew() {
@@ -77,7 +77,7 @@ func TestAReloadRepairsACrashLoop(t *testing.T) {
 	p.Reloads(b.New)
 	before, err := p.Peek()
 	p.Check(err)
-	p.Write("sick", "Initialize")
+	p.Write("failing", "Initialize")
 	p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 	p.Wait("it to crash at each start", func() bool { return strings.Contains(p.Printed(), "starting it again in ") })
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.New, TimeoutMS: 300})
@@ -103,7 +103,7 @@ func TestAStartThatHangs(t *testing.T) {
 	p, b := e2etest.Light(t)
 	p.Edit("config/main.yaml", "hook_timeout: 15s", "hook_timeout: 1500ms")
 	p.StartWith()
-	p.Write("sick", "factory") // no candidate gets anywhere either
+	p.Write("failing", "factory") // no candidate gets anywhere either
 	before, err := p.Peek()
 	p.Check(err)
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.New, TimeoutMS: 60_000})
@@ -111,11 +111,11 @@ func TestAStartThatHangs(t *testing.T) {
 	if o.Stage != "config" || o.FailedModule != "counter" && o.FailedModule != "" {
 		t.Errorf("stage %q of module %q is blamed, want config", o.Stage, o.FailedModule)
 	}
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	p.Reloads(b.New)
 	before, err = p.Peek()
 	p.Check(err)
-	p.Write("sick", "factory")
+	p.Write("failing", "factory")
 	p.Check(syscall.Kill(before.PID, syscall.SIGKILL))
 	p.Wait("the first start to be given up", func() bool { return strings.Contains(p.Printed(), "has not begun to serve within") })
 	o, err = p.Upgrade(client.ReloadRequest{Binary: b.Old, TimeoutMS: 60_000})
@@ -195,7 +195,7 @@ func TestARepairWaitsItsTurn(t *testing.T) {
 	p.Check(err)
 	before, err := p.Peek()
 	p.Check(err)
-	p.Write("sick", "Initialize")
+	p.Write("failing", "Initialize")
 	p.Write("failpoint", "candidate.at.initialized exit1")
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.Old, TimeoutMS: 60_000})
 	if err != nil || o.Verdict != client.Failed {
@@ -211,10 +211,10 @@ func TestARepairWaitsItsTurn(t *testing.T) {
 		after, err = p.Peek()
 		return err == nil && after.PID != before.PID && after.PID != 0
 	})
-	if !strings.Contains(p.Printed(), "handing over to a fresh process of the same build") || after.State != "degraded" {
+	if !strings.Contains(p.Printed(), "starting a fresh process of the same build") || after.State != "degraded" {
 		t.Errorf("%+v serves; want a fresh process of the same build, degraded", *after)
 	}
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	p.Wait("the module to be well again", func() bool { s, err := p.Peek(); return err == nil && s.State == "serving" })
 	if n, err := e2etest.Count(p.Address()); err != nil || n != 1 || !p.AnswersNew() {
 		t.Errorf("the counter is %d, %v; want 1, of the same build", n, err)
@@ -226,9 +226,9 @@ func TestARepairWaitsItsTurn(t *testing.T) {
 func TestLastWordsThatComeLate(t *testing.T) {
 	t.Parallel()
 	p, b, before := e2etest.Started(t)
-	p.Write("sick", "Initialize")
+	p.Write("failing", "Initialize")
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.New})
-	p.Rejected(o, err, "sick", before)
+	p.Rejected(o, err, "failing", before)
 	c, err := wire.Dial(wire.Socket(p.Path(".orchestrator")), wire.Hello{Role: wire.RoleWorker, Generation: o.Generation})
 	p.Check(err)
 	var m control.Message
@@ -237,7 +237,7 @@ func TestLastWordsThatComeLate(t *testing.T) {
 	}
 	p.Check(c.Send(control.Message{Type: control.TypeServing, Serving: &control.Serving{Listen: before.Listen, Report: &control.Report{TookOver: true, Generation: o.Generation}}}))
 	c.Close()
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	p.NextReloadWorks(b.New)
 	s, err := p.Peek()
 	if p.Check(err); s.Generation != o.Generation+1 || strings.Contains(p.Printed(), "killing it") {

@@ -47,7 +47,7 @@ func TestSoak(t *testing.T) {
 		switch {
 		case i%20 == 19: // is unhealthy after its commit
 			want, r.Binary, r.WaitProbation = client.RolledBack, b.New, true
-			p.Write("sick", "Healthy")
+			p.Write("failing", "Healthy")
 		case i%2 == 1:
 			want = client.Rejected
 			p.Setback(i / 2)

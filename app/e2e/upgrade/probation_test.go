@@ -23,14 +23,14 @@ func probationProject(t *testing.T, app string) *e2etest.Project {
 	return p
 }
 
-// sickHello is a hello module that is healthy until there is a file called sick.
-var sickHello = e2etest.BrokenHello("\t\"os\"\n", "", "", "",
-	`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("sick"); err == nil { return fmt.Errorf("a headache") }; return nil }`)
+// unhealthyHello is a hello module that is healthy until there is a file called failing.
+var unhealthyHello = e2etest.BrokenHello("\t\"os\"\n", "", "", "",
+	`func (h *Hello) Healthy(context.Context) error { if _, err := os.Stat("failing"); err == nil { return fmt.Errorf("a headache") }; return nil }`)
 
-// sicken makes the generation on probation unhealthy, and waits until the old one
+// makeUnhealthy makes the generation on probation unhealthy, and waits until the old one
 // serves again. It returns the last outcome.
-func sicken(p *e2etest.Project, before *client.Status) *client.Outcome {
-	p.Write("sick", "")
+func makeUnhealthy(p *e2etest.Project, before *client.Status) *client.Outcome {
+	p.Write("failing", "")
 	p.Wait("the old generation to be back", func() bool {
 		s, err := p.TryStatus()
 		return err == nil && s.State == "serving" && s.PID == before.PID
@@ -38,12 +38,12 @@ func sicken(p *e2etest.Project, before *client.Status) *client.Outcome {
 	return p.Status().LastReload
 }
 
-// TestAnUnwellGenerationHandsBack: the generation is healthy at first. What it
+// TestAnUnhealthyGenerationHandsBack: the generation is healthy at first. What it
 // did is kept, on the same connections.
-func TestAnUnwellGenerationHandsBack(t *testing.T) {
+func TestAnUnhealthyGenerationHandsBack(t *testing.T) {
 	t.Parallel()
 	p := probationProject(t, "probation: 20s") // its health is asked every 4 s
-	sick := p.Variant("sick", map[string]string{"modules/hello/hello.go": sickHello})
+	failing := p.Variant("failing", map[string]string{"modules/hello/hello.go": unhealthyHello})
 	p.StartServing()
 	before := p.Status()
 	c, err := net.Dial("tcp", before.Listen[0])
@@ -52,7 +52,7 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	in := bufio.NewReader(c)
 	p.Check(e2etest.PostOn(c, in))
 
-	o, code := p.Reload("--binary", sick)
+	o, code := p.Reload("--binary", failing)
 	if code != 0 || o.Probation != client.ProbationPending {
 		t.Fatalf("reload = exit %d, %+v; want reloaded, on probation", code, o)
 	}
@@ -60,7 +60,7 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	if code, _, err := e2etest.Do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", "new"); err != nil || code != http.StatusNoContent {
 		t.Fatalf("PUT /kv/key = %d, %v", code, err)
 	}
-	last := sicken(p, before)
+	last := makeUnhealthy(p, before)
 	if last.Verdict != client.RolledBack || last.Stage != "healthy" || last.FailedModule != "hello" || !strings.Contains(last.Error, "a headache") || len(last.Reverted) > 0 || len(last.Lost) > 0 {
 		t.Errorf("last reload %+v, want rolled back because of hello's headache, nothing reverted", last)
 	}
@@ -79,9 +79,9 @@ func TestAnUnwellGenerationHandsBack(t *testing.T) {
 	if !strings.Contains(out, `"topic":"module.rolled_back"`) {
 		t.Errorf("no module.rolled_back in\n%s", out)
 	}
-	p.Check(os.Remove(p.Path("sick")))
+	p.Check(os.Remove(p.Path("failing")))
 	p.Wait("the candidate to go", func() bool { return len(p.Processes()) == 2 })
-	if o, code := p.Reload("--binary", sick); code != 0 {
+	if o, code := p.Reload("--binary", failing); code != 0 {
 		t.Errorf("the next reload: exit %d, %+v", code, o)
 	}
 }
@@ -93,9 +93,9 @@ func TestARaisedStateIsNotHandedBack(t *testing.T) {
 	p := probationProject(t, "probation: 20s")
 	raised := strings.Replace(p.Read("modules/counter/counter.go"), "Version: 1, Value: &c.state}",
 		"Version: 2, Value: &c.state, Migrate: func(from int, decode func(any) error) error { return decode(&c.state) }}", 1)
-	sick := p.Variant("sick", map[string]string{
+	failing := p.Variant("failing", map[string]string{
 		"modules/counter/counter.go": raised,
-		"modules/hello/hello.go":     sickHello,
+		"modules/hello/hello.go":     unhealthyHello,
 	})
 	p.StartServing()
 	before := p.Status()
@@ -106,14 +106,14 @@ func TestARaisedStateIsNotHandedBack(t *testing.T) {
 		}
 	}
 	add(1)
-	if o, code := p.Reload("--binary", sick); code != 0 {
+	if o, code := p.Reload("--binary", failing); code != 0 {
 		t.Fatalf("reload = exit %d, %+v; want reloaded, the state lifted", code, o)
 	}
 	add(2)
 	if code, _, err := e2etest.Do(http.MethodPut, "http://"+before.Listen[0]+"/kv/key", "new"); err != nil || code != http.StatusNoContent {
 		t.Fatalf("PUT /kv/key = %d, %v", code, err)
 	}
-	last := sicken(p, before)
+	last := makeUnhealthy(p, before)
 	if last.Verdict != client.RolledBack || strings.Join(last.Reverted, " ") != "counter" || len(last.Lost) > 0 {
 		t.Errorf("last reload %+v, want rolled back, the counter reverted", last)
 	}

@@ -34,7 +34,7 @@ func TestAShutdownThatHangs(t *testing.T) {
 		}
 	}
 	put("kept")
-	p.Write("sick", "Shutdown")
+	p.Write("failing", "Shutdown")
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.Old})
 	if err != nil || o.Verdict != client.Failed || o.Stage != "shutdown" || o.FailedModule != "counter" || strings.Join(o.Lost, " ") != "counter" || !strings.Contains(o.Error, "--drop-state=counter") {
 		t.Errorf("reload = %+v, %v; want failed in Shutdown of counter, whose state is lost", o, err)

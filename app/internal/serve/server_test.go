@@ -294,7 +294,7 @@ func TestAHoldEndsOnce(t *testing.T) {
 			h.HandOver()
 			h.Release()
 		},
-		"taken back twice": func(_ *serve.Server, h *serve.Held) {
+		"Resume called twice": func(_ *serve.Server, h *serve.Held) {
 			handed, _, _ := h.HandOver()
 			handed.Resume(nothing)
 			handed.Resume(nothing)

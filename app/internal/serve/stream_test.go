@@ -314,7 +314,7 @@ func TestAClientThatTakesNothingIsCutOff(t *testing.T) {
 	c.send("begin\n")
 	<-begun
 	s.move(0)
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "untaken") {
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "has not received") {
 		t.Errorf("Write = %v, want that the client takes nothing", err)
 	}
 	if rest, err := io.ReadAll(c.in); len(rest) > 0 {

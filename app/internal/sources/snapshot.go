@@ -189,10 +189,10 @@ func (s *Snapshot) Current(set Set) bool {
 	return same && n == len(s.all())
 }
 
-// settleTime is how old the last change of a file must be, when a snapshot is
+// timestampMargin is how old the last change of a file must be, when a snapshot is
 // taken, for equal times to mean equal content: some file systems store whole
 // seconds, and some only even ones.
-const settleTime = 2*time.Second + 100*time.Millisecond
+const timestampMargin = 2*time.Second + 100*time.Millisecond
 
 // Holds reports whether a file still has the content that s saw. It may miss
 // what a program writes through a memory mapping, as long as the page is dirty.
@@ -206,8 +206,8 @@ func (s *Snapshot) Holds(path string) bool {
 		return false
 	}
 	now := stampOf(info)
-	settled := s.taken.Add(-settleTime)
-	if now == f.stamp && !now.changed.IsZero() && now.modified.Before(settled) && now.changed.Before(settled) && withoutEvents(path) == "" {
+	safe := s.taken.Add(-timestampMargin)
+	if now == f.stamp && !now.changed.IsZero() && now.modified.Before(safe) && now.changed.Before(safe) && withoutEvents(path) == "" {
 		return true
 	}
 	data, _, ok := read(path)

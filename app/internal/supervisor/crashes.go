@@ -42,10 +42,10 @@ func backoff(n int) time.Duration {
 	return min(100*time.Millisecond<<min(n-1, 10), 5*time.Second)
 }
 
-// again records one more attempt to start, and returns when to make it and with
+// nextAttempt records one more attempt to start, and returns when to make it and with
 // which build: same, or older if same keeps crashing and older is allowed and
 // exists.
-func (c *crashes) again(same, older string) (wait time.Duration, binary string, tried int) {
+func (c *crashes) nextAttempt(same, older string) (wait time.Duration, binary string, tried int) {
 	wait = backoff(c.inARow)
 	c.inARow++
 	switch {

@@ -105,9 +105,9 @@ func (h copied) handle(s *supervisor)      { s.copied(h) }
 
 // Happenings of timers.
 type (
-	requestExpired struct{ r *request }
-	configWaited   struct{ j *job } // for a half-written configuration
-	upgradeUnheard struct {
+	requestExpired    struct{ r *request }
+	configWaited      struct{ j *job } // for a half-written configuration
+	upgradeUnanswered struct {
 		j *job
 		w *worker
 	}
@@ -133,11 +133,11 @@ func (h configWaited) handle(s *supervisor) {
 		s.buildAnew()
 	}
 }
-func (h upgradeUnheard) handle(s *supervisor) { s.unheard(h.j, h.w) }
-func (h stageOver) handle(s *supervisor)      { s.stuck(h.w, h.stage) }
-func (h takeoverLate) handle(s *supervisor)   { s.killLate(h.died, h.limit) }
-func (h restartDue) handle(s *supervisor)     { s.restart(h.binary) }
-func (h restartLate) handle(s *supervisor)    { s.killStart(h.pid, h.limit) }
+func (h upgradeUnanswered) handle(s *supervisor) { s.unanswered(h.j, h.w) }
+func (h stageOver) handle(s *supervisor)         { s.stuck(h.w, h.stage) }
+func (h takeoverLate) handle(s *supervisor)      { s.killLate(h.died, h.limit) }
+func (h restartDue) handle(s *supervisor)        { s.restart(h.binary) }
+func (h restartLate) handle(s *supervisor)       { s.killStart(h.pid, h.limit) }
 func (h servedLong) handle(s *supervisor) {
 	if s.workers.serving == h.w {
 		s.crashes.forget()

@@ -94,14 +94,14 @@ func (s *supervisor) look() {
 	snap, j := s.plan.look(), s.job
 	alive := s.workers.serving != nil || s.state() == recovering
 	switch s.plan.wants(snap, j, alive, time.Now()) {
-	case wishHealed:
+	case wishMatches:
 		s.plan.refused = nil
 	case wishReload:
 		s.start(&job{snap: snap})
 	case wishCancel:
 		j.again = true
 		j.end(errChanged)
-	case wishAgain:
+	case wishBuildAgain:
 		j.again = true
 	case wishRetry:
 		s.start(&job{began: j.began, requests: j.requests, snap: snap})
@@ -242,7 +242,7 @@ func (s *supervisor) finish(o client.Outcome) {
 	s.printf("%s", o.String())
 	waiting := j.requests
 	if o.Verdict == client.Reloaded { // not final yet, even without a probation
-		s.standby, waiting = newStandby(j, o)
+		s.unconfirmed, waiting = newUnconfirmed(j, o)
 	}
 	for _, r := range waiting {
 		r.answer(o)

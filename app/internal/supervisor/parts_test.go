@@ -92,14 +92,14 @@ func TestPlan_wants(t *testing.T) {
 		alive bool
 		want  wish
 	}{
-		{"what serves", serves, nil, true, wishHealed},
+		{"what serves", serves, nil, true, wishMatches},
 		{"what failed last", failed, nil, true, wishNothing},
 		{"something else", other, nil, true, wishReload},
 		{"something else, before anything serves", other, nil, false, wishNothing},
 		{"what is being built", other, young(buildPhase, 0), true, wishNothing},
 		{"something else than is being built", failed, young(buildPhase, 0), true, wishCancel},
-		{"likewise, after many cancelled builds", failed, young(buildPhase, maxCancelled), true, wishAgain},
-		{"likewise, after a long time", failed, &job{phase: buildPhase, snap: other, began: now.Add(-maxWaiting)}, true, wishAgain},
+		{"likewise, after many cancelled builds", failed, young(buildPhase, maxCancelled), true, wishBuildAgain},
+		{"likewise, after a long time", failed, &job{phase: buildPhase, snap: other, began: now.Add(-maxWaiting)}, true, wishBuildAgain},
 		{"likewise, from copies", failed, &job{phase: buildPhase, snap: other, began: now, frozen: true}, true, wishNothing},
 		{"something else than is listed", failed, young(listPhase, 0), true, wishNothing},
 		{"something else than is handed over", failed, young(upgradePhase, 0), true, wishNothing},
@@ -160,7 +160,7 @@ func TestCrashes_again(t *testing.T) {
 		{"many, and the older one is gone", crashes{inARow: 3, mayOlder: true}, "/gone", "same", 0, 4},
 		{"another build was made", crashes{inARow: 3, mayOlder: true, instead: "mended"}, older, "mended", 0, 4},
 	} {
-		wait, binary, tried := tt.c.again("same", tt.older)
+		wait, binary, tried := tt.c.nextAttempt("same", tt.older)
 		if binary != tt.want || tried != tt.tried || tt.c.inARow != tt.inARow || wait != backoff(tt.inARow-1) {
 			t.Errorf("%s: again = %v, %s, %d, and %d in a row; want %s, %d, %d", tt.name, wait, binary, tried, tt.c.inARow, tt.want, tt.tried, tt.inARow)
 		}
@@ -363,9 +363,9 @@ func TestConclude_everyEndingHasAVerdict(t *testing.T) {
 
 func TestRevise(t *testing.T) {
 	had := client.Outcome{Verdict: client.Reloaded, Generation: 2, Serving: 2, Modules: []string{"hello"}, TotalMS: 12, Held: 3, Notes: []string{"n"}, Probation: client.ProbationPending}
-	now := client.Outcome{Verdict: client.RolledBack, Serving: 1, Stage: client.StageHealthy, FailedModule: "hello", Error: "sick", Reverted: []string{"counter"}, Probation: client.ProbationFailed}
+	now := client.Outcome{Verdict: client.RolledBack, Serving: 1, Stage: client.StageHealthy, FailedModule: "hello", Error: "a headache", Reverted: []string{"counter"}, Probation: client.ProbationFailed}
 	o := revise(had, now)
-	if o.Verdict != client.RolledBack || o.Serving != 1 || o.Generation != 2 || o.TotalMS != 12 || o.Held != 3 || o.Error != "sick" || o.Notes != nil || o.Probation != client.ProbationFailed || !slices.Equal(o.Reverted, now.Reverted) || !slices.Equal(o.Modules, had.Modules) {
+	if o.Verdict != client.RolledBack || o.Serving != 1 || o.Generation != 2 || o.TotalMS != 12 || o.Held != 3 || o.Error != "a headache" || o.Notes != nil || o.Probation != client.ProbationFailed || !slices.Equal(o.Reverted, now.Reverted) || !slices.Equal(o.Modules, had.Modules) {
 		t.Errorf("revise = %+v", o)
 	}
 }

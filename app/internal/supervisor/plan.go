@@ -51,12 +51,12 @@ type origin struct {
 type wish int
 
 const (
-	wishNothing wish = iota
-	wishReload       // the sources differ from what serves
-	wishHealed       // the sources match what serves again
-	wishAgain        // the sources differ from what is being built: build again afterwards
-	wishCancel       // as wishAgain, but the build may be cancelled
-	wishRetry        // the sources differ from a failed build, which is not believed yet
+	wishNothing    wish = iota
+	wishReload          // the sources differ from what serves
+	wishMatches         // the sources match what serves again
+	wishBuildAgain      // the sources differ from what is being built: build again afterwards
+	wishCancel          // as wishBuildAgain, but the build may be cancelled
+	wishRetry           // the sources differ from a failed build, which is not believed yet
 )
 
 // wants decides what snap calls for while j runs. alive says that a generation
@@ -64,7 +64,7 @@ const (
 func (p *plan) wants(snap *sources.Snapshot, j *job, alive bool, now time.Time) wish {
 	switch {
 	case j == nil && snap.Equal(p.current.snap):
-		return wishHealed
+		return wishMatches
 	case j == nil && p.refused != nil && snap.Equal(p.refused):
 		return wishNothing
 	case j == nil && alive:
@@ -75,7 +75,7 @@ func (p *plan) wants(snap *sources.Snapshot, j *job, alive bool, now time.Time) 
 		if j.restarts < maxCancelled && now.Sub(j.began) < maxWaiting {
 			return wishCancel
 		}
-		return wishAgain
+		return wishBuildAgain
 	case j.phase == failedPhase && !snap.Equal(j.snap):
 		return wishRetry
 	default:

@@ -33,7 +33,7 @@ func (s *supervisor) crashed(w *worker) {
 	if j := s.job; j != nil && j.phase == upgradePhase {
 		s.diedUpgrading(w, c)
 	}
-	if s.standby != nil {
+	if s.unconfirmed != nil {
 		s.diedInStandby(w, c)
 	}
 }
@@ -57,7 +57,7 @@ func (s *supervisor) diedUpgrading(w *worker, c *client.Crash) {
 
 // diedInStandby ends a probation in which both generations have died.
 func (s *supervisor) diedInStandby(w *worker, c *client.Crash) {
-	p := s.standby
+	p := s.unconfirmed
 	now := conclude(facts{end: endDiedAfter, stage: client.StageProbation, err: fmt.Sprintf("generation %d died after it took over: %s", w.generation, c.Error), lost: c.Lost})
 	p.outcome = revise(p.outcome, now)
 	o := p.outcome
@@ -93,7 +93,7 @@ func (s *supervisor) restartIfGone() {
 			return
 		}
 	}
-	wait, binary, tried := c.again(s.builds.startable(s.builds.lastServed), s.builds.older)
+	wait, binary, tried := c.nextAttempt(s.builds.startable(s.builds.lastServed), s.builds.older)
 	if tried > 0 {
 		s.printf("the build has crashed %d times in a row; trying the one before it (restart_older_build)", tried)
 	}
@@ -175,12 +175,12 @@ func (s *supervisor) copied(h copied) {
 // prune removes builds that no process runs or would be started from.
 func (s *supervisor) prune() {
 	needed := []string{s.plan.current.binary}
-	if s.standby != nil {
+	if s.unconfirmed != nil {
 		needed = append(needed, s.plan.previous.binary)
 	}
 	if s.crashes.mayOlder {
 		needed = append(needed, s.builds.older)
-		if s.standby != nil {
+		if s.unconfirmed != nil {
 			needed = append(needed, s.builds.oldest)
 		}
 	}

@@ -293,7 +293,7 @@ func TestCrash_makesARemovedRunDirAgain(t *testing.T) {
 		os.RemoveAll(w.opts.RunDir)
 		k.die(proc.Status{Code: 1})
 		w.started()
-		w.wantPrinted("somebody had removed the run_dir")
+		w.wantPrinted("the run_dir had been removed")
 	})
 }
 

@@ -49,7 +49,7 @@ func (s *supervisor) state() state {
 		return recovering
 	case s.job != nil && s.job.phase == upgradePhase:
 		return upgrading
-	case s.standby != nil:
+	case s.unconfirmed != nil:
 		return probation
 	default:
 		return serving

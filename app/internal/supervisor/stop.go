@@ -60,7 +60,7 @@ func (s *supervisor) abandon(why error) {
 	if r := s.queue.take(); r != nil {
 		s.turnAway(r, endRefused, why.Error())
 	}
-	if s.standby != nil {
+	if s.unconfirmed != nil {
 		s.endStandby(client.ProbationCut)
 	}
 }

@@ -43,9 +43,9 @@ type supervisor struct {
 	events  eventLog
 	stop    stop
 
-	job     *job            // the present attempt to reload; nil for none
-	standby *standby        // the serving generation until it is final; nil for none
-	last    *client.Outcome // outcome of the last reload
+	job         *job            // the present attempt to reload; nil for none
+	unconfirmed *unconfirmed    // the serving generation until it is final; nil for none
+	last        *client.Outcome // outcome of the last reload
 }
 
 // mailbox is how other goroutines reach the loop. It is safe for concurrent

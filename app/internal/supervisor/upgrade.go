@@ -15,9 +15,9 @@ import (
 // generation may take to begin an upgrade and to report its outcome.
 const answerTime = 2 * time.Second
 
-// standby is a serving generation that is not final yet: the old generation
+// unconfirmed is a serving generation that is not final yet: the old generation
 // stands by.
-type standby struct {
+type unconfirmed struct {
 	generation int
 	outcome    client.Outcome
 	changed    []string // packages that changed
@@ -26,10 +26,10 @@ type standby struct {
 	requests   []*request // waiting until it is final
 }
 
-// newStandby returns the standby that follows o. Requests that wait for the end
+// newUnconfirmed returns what follows o. Requests that wait for the end
 // of the probation move to it; done is the rest.
-func newStandby(j *job, o client.Outcome) (s *standby, done []*request) {
-	s = &standby{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown, repair: j.repair}
+func newUnconfirmed(j *job, o client.Outcome) (s *unconfirmed, done []*request) {
+	s = &unconfirmed{generation: o.Generation, outcome: o, changed: j.changed, unknown: j.unknown, repair: j.repair}
 	for _, r := range j.requests {
 		if !r.reload.WaitProbation {
 			done = append(done, r)
@@ -68,7 +68,7 @@ func (s *supervisor) upgrade() {
 	}
 	s.send(w, control.Message{Type: control.TypeUpgrade, Upgrade: &order})
 	w.enter(nil, nil)
-	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnheard{j, w})
+	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnanswered{j, w})
 }
 
 // order returns the order for the serving generation. Requests that share a job
@@ -94,10 +94,10 @@ func (j *job) order() control.Upgrade {
 	return order
 }
 
-// unheard gives up on a generation that has not even begun the upgrade. It is
+// unanswered gives up on a generation that has not even begun the upgrade. It is
 // not killed: it may be stopped, for instance by a debugger, and serve again
 // once it continues.
-func (s *supervisor) unheard(j *job, w *worker) {
+func (s *supervisor) unanswered(j *job, w *worker) {
 	if s.job != j || s.workers.serving != w || w.stage != nil {
 		return
 	}
@@ -111,7 +111,7 @@ func (s *supervisor) unheard(j *job, w *worker) {
 
 // reported is called when a worker has reported how an upgrade ended.
 func (s *supervisor) reported(r control.Report) {
-	if s.standby != nil && r.Generation == s.standby.generation {
+	if s.unconfirmed != nil && r.Generation == s.unconfirmed.generation {
 		s.rolledBack(s.conclude(facts{report: &r}))
 		return
 	}
@@ -135,8 +135,8 @@ func (s *supervisor) reported(r control.Report) {
 // rolledBack is called when a generation has failed in its probation and the
 // old generation serves again.
 func (s *supervisor) rolledBack(now client.Outcome) {
-	p := s.standby
-	s.standby = nil
+	p := s.unconfirmed
+	s.unconfirmed = nil
 	if !p.repair { // a repair has the same sources
 		s.plan.refused = s.plan.current.snap
 		s.plan.current = s.plan.previous
@@ -164,8 +164,8 @@ func (s *supervisor) rolledBack(now client.Outcome) {
 
 // endStandby is called when a generation is final, healthy or not.
 func (s *supervisor) endStandby(how client.Probation) {
-	p := s.standby
-	s.standby = nil
+	p := s.unconfirmed
+	s.unconfirmed = nil
 	if p.outcome.Probation != "" || how == client.ProbationFailed {
 		p.outcome.Probation = how
 	}

@@ -198,7 +198,7 @@ func TestProbation(t *testing.T) {
 				if o.Probation != tt.with || o.Generation != 2 || !slices.Equal(o.Modules, []string{"hello"}) {
 					t.Errorf("outcome = %+v", o)
 				}
-				if w.sup.standby != nil || w.sup.workers.number() != tt.by || w.sup.last.Verdict != tt.want || w.sup.last.Probation != tt.with {
+				if w.sup.unconfirmed != nil || w.sup.workers.number() != tt.by || w.sup.last.Verdict != tt.want || w.sup.last.Probation != tt.with {
 					t.Errorf("generation %d serves, want %d; last %+v", w.sup.workers.number(), tt.by, w.sup.last)
 				}
 			})
@@ -372,7 +372,7 @@ func TestRepair(t *testing.T) {
 			t.Errorf("status says %s", s.State)
 		}
 		k.says(control.Message{Type: control.TypeRepair})
-		w.wantPrinted("generation 1 does not recover by itself")
+		w.wantPrinted("generation 1 is still degraded")
 		c, order := k.candidate()
 		if !order.Repair || !strings.HasPrefix(order.Binary, w.opts.RunDir) {
 			t.Errorf("the order is %+v, want a repair by the copy of what runs", order)
@@ -470,10 +470,10 @@ func TestHearings(t *testing.T) {
 					for _, h := range hearings {
 						heard = heard || h.message == word && slices.Contains(h.in, now)
 					}
-					job, standby, stage := w.sup.job, w.sup.standby, w.sup.workers.linked[k.generation].stage
+					job, standby, stage := w.sup.job, w.sup.unconfirmed, w.sup.workers.linked[k.generation].stage
 					m.Type = word
 					k.says(m)
-					changed := job != w.sup.job || standby != w.sup.standby || stage != w.sup.workers.linked[k.generation].stage
+					changed := job != w.sup.job || standby != w.sup.unconfirmed || stage != w.sup.workers.linked[k.generation].stage
 					if changed && !heard {
 						t.Errorf("%s in state %v changes something", word, now)
 					}

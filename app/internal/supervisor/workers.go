@@ -244,7 +244,7 @@ func (s *supervisor) stuck(w *worker, stage *control.Stage) {
 
 // hearFinal is called when the old generation no longer stands by.
 func (s *supervisor) hearFinal(_ *worker, m control.Message) {
-	if m.Final != nil && s.standby != nil && s.standby.generation == m.Final.Generation {
+	if m.Final != nil && s.unconfirmed != nil && s.unconfirmed.generation == m.Final.Generation {
 		s.endStandby(m.Final.Probation)
 	}
 }
@@ -257,8 +257,8 @@ func (s *supervisor) hearDrained(w *worker, m control.Message) {
 	if s.last != nil && s.last.Generation == m.Drained.Generation {
 		s.last.Closed = m.Drained.Closed
 	}
-	if s.standby != nil && s.standby.generation == m.Drained.Generation {
-		s.standby.outcome.Closed = m.Drained.Closed
+	if s.unconfirmed != nil && s.unconfirmed.generation == m.Drained.Generation {
+		s.unconfirmed.outcome.Closed = m.Drained.Closed
 	}
 	if m.Drained.Closed > 0 {
 		s.printf("generation %d has closed %d connections that could not move and were still open after app.drain", w.generation, m.Drained.Closed)

@@ -31,9 +31,9 @@ func TestDependenciesAreChecked(t *testing.T) {
 	}{
 		{"fine", "[{name: a}, {name: b}]", "", modules.List{entry("a", "b"), entry("b")}},
 		{"a circle", "[{name: a}, {name: b}]", "main.yaml:1:18: modules[0].name: modules depend on each other in a cycle: [a b a]", modules.List{entry("a", "b"), entry("b", "a")}},
-		{"itself", "[{name: a}]", "in a circle: [a a]", modules.List{entry("a", "a")}},
+		{"itself", "[{name: a}]", "in a cycle: [a a]", modules.List{entry("a", "a")}},
 		{"an unknown name", "[{name: a}]", `main.yaml:1:18: modules[0].name: module "a" depends on "c", which is not listed under modules`, modules.List{entry("a", "c"), entry("c")}},
-		{"connections it cannot take", "[{name: a, listen: 'tcp://x:1'}]", `modules[0].listen: module "a" takes no connections of its own`, modules.List{entry("a")}},
+		{"connections it cannot take", "[{name: a, listen: 'tcp://x:1'}]", `modules[0].listen: module "a" cannot listen`, modules.List{entry("a")}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "main.yaml")

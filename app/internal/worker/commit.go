@@ -30,16 +30,16 @@ func (a *attempt) commit() error {
 		return a.takeBack(back)
 	}
 	if err == nil {
-		cut := false
+		early := false
 		select {
 		case <-a.expedited:
-			cut = true
+			early = true
 		default:
 		}
 		a.stage(handoff.StageReady, 2*g.cfg.App.HookTimeout)
 		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
 		defer cancel()
-		err = a.candidate.Finish(ctx, cut)
+		err = a.candidate.Finish(ctx, early)
 	}
 	if err == nil || a.candidate.Final() || g.stopping.Load() { // a program that stops takes nothing back
 		a.drain()
@@ -148,7 +148,7 @@ func (a *attempt) drain() {
 func (a *attempt) standBy(probation time.Duration) error {
 	app := a.g.cfg.App
 	patience, returning := a.limits().answer(), a.limits().giveBack()
-	unwell := func() {
+	unhealthy := func() {
 		a.stage("return", app.Drain+returning+app.HookTimeout)
 		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
 		defer cancel()
@@ -156,7 +156,7 @@ func (a *attempt) standBy(probation time.Duration) error {
 	}
 	a.stage(handoff.StageProbation, probation+2*patience)
 	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
-		Whole: probation, Answer: patience, Return: returning, Unwell: unwell,
+		Length: probation, Answer: patience, GiveBack: returning, OnUnhealthy: unhealthy,
 	}, a.expedited)
 }
 

@@ -265,7 +265,7 @@ func (g *generation) install(set *moduleSet) {
 			continue
 		}
 		g.routes.fail(in.name, in.down)
-		runs.do(func(ctx context.Context) { g.revive(ctx, runs, in) })
+		runs.do(func(ctx context.Context) { g.recoverModule(ctx, runs, in) })
 	}
 	g.mu.Unlock()
 }

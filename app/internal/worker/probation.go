@@ -18,8 +18,8 @@ func (t *takeover) passProbation() (stays bool) {
 	g := t.g
 	defer t.p.Close()
 	probation := client.ProbationPassed
-	if !t.alone {
-		cut, err := t.p.Probation(context.Background(), t.healthy)
+	if !t.oldGone {
+		early, err := t.p.Probation(context.Background(), t.healthy)
 		var unhealthy *handoff.UpgradeError
 		if errors.As(err, &unhealthy) {
 			if t.giveBack(unhealthy) {
@@ -30,7 +30,7 @@ func (t *takeover) passProbation() (stays bool) {
 			g.log.Warn("the old generation died before the end of the probation")
 		} else if err != nil {
 			t.waitGone(err)
-		} else if cut {
+		} else if early {
 			probation = client.ProbationCut
 		}
 	}
@@ -84,7 +84,7 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 	g.log.Error("unhealthy, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
 	tell, cancel := context.WithTimeout(context.Background(), t.silence())
 	defer cancel()
-	if err := t.p.Unwell(tell); err != nil {
+	if err := t.p.Unhealthy(tell); err != nil {
 		t.waitGone(err)
 		return false
 	}

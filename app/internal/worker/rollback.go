@@ -109,16 +109,16 @@ func (g *generation) refill(set *moduleSet, in, before *instance, source, older 
 // as many more.
 const repairAfter = 3
 
-// revive tries to start a module again until that succeeds or the generation's
+// recoverModule tries to start a module again until that succeeds or the generation's
 // background work ends.
-func (g *generation) revive(ctx context.Context, b *background, in *instance) {
+func (g *generation) recoverModule(ctx context.Context, b *background, in *instance) {
 	for n, wait := 1, 100*time.Millisecond; ; n, wait = n+1, min(2*wait, 5*time.Second) {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return
 		}
-		fresh, err := g.reviveOnce(ctx, b, in)
+		fresh, err := g.tryStart(ctx, b, in)
 		if err == nil {
 			return
 		}
@@ -129,9 +129,9 @@ func (g *generation) revive(ctx context.Context, b *background, in *instance) {
 	}
 }
 
-// reviveOnce starts a fresh value in place of in, and returns the value that is
+// tryStart starts a fresh value in place of in, and returns the value that is
 // in its place afterwards, also on error.
-func (g *generation) reviveOnce(ctx context.Context, b *background, in *instance) (*instance, error) {
+func (g *generation) tryStart(ctx context.Context, b *background, in *instance) (*instance, error) {
 	g.starting.Lock()
 	defer g.starting.Unlock()
 	if ctx.Err() != nil {
@@ -168,7 +168,7 @@ func (g *generation) reviveOnce(ctx context.Context, b *background, in *instance
 		return fresh, err
 	}
 	g.log.Info("module runs again", "module", in.name)
-	g.routes.revived(in.name, fresh.module)
+	g.routes.recovered(in.name, fresh.module)
 	b.run(fresh)
 	g.report(nil)
 	return fresh, nil

@@ -78,8 +78,8 @@ func (r *routes) fail(name string, err error) {
 	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)}, nil)
 }
 
-// revived reverses fail.
-func (r *routes) revived(name string, m modules.Module) {
+// recovered reverses fail.
+func (r *routes) recovered(name string, m modules.Module) {
 	h, _ := m.(http.Handler)
 	c, _ := m.(modules.ConnHandler)
 	r.replace(name, h, c)

@@ -13,17 +13,17 @@ import (
 	"example.org/orchestrator/handoff"
 )
 
-// handingOver is an upgrade under way.
-type handingOver struct {
+// runningUpgrade is an upgrade under way.
+type runningUpgrade struct {
 	done     chan bool // receives whether the next generation took over
 	cancel   context.CancelCauseFunc
 	expedite func() // ends the next generation's probation and the drain now
 }
 
-func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
+func (g *generation) beginUpgrade(order control.Upgrade) *runningUpgrade {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	now := make(chan struct{})
-	h := &handingOver{done: make(chan bool, 1), cancel: cancel, expedite: sync.OnceFunc(func() { close(now) })}
+	h := &runningUpgrade{done: make(chan bool, 1), cancel: cancel, expedite: sync.OnceFunc(func() { close(now) })}
 	go func() { // serve waits for it
 		defer cancel(nil)
 		h.done <- g.upgrade(ctx, order, now)
@@ -37,7 +37,7 @@ func (g *generation) beginUpgrade(order control.Upgrade) *handingOver {
 func (g *generation) serve(orders <-chan control.Message) int {
 	var (
 		next     *control.Upgrade
-		upgrade  *handingOver
+		upgrade  *runningUpgrade
 		upgraded chan bool
 	)
 	for {

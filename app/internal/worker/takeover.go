@@ -49,7 +49,7 @@ type takeover struct {
 	welcome *handoff.Welcome
 	notes   []string
 	states  *handoff.States
-	alone   bool // the old generation is gone, and everything is here
+	oldGone bool // the old generation is gone, and everything is here
 }
 
 func (t *takeover) run(ctx context.Context) error {
@@ -115,7 +115,7 @@ func (t *takeover) run(ctx context.Context) error {
 	if errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation died during the handoff; going on with its state")
 		t.notes = append(t.notes, "the old generation died during the handoff, after it had passed on every state")
-		t.alone, err = true, nil
+		t.oldGone, err = true, nil
 		commit = &handoff.Commit{StagesMS: map[string]float64{}}
 	}
 	if err != nil {
@@ -178,7 +178,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	g.held.Resume(func(adopt func([]serve.Detached)) {
 		failpoint.At(failpoint.Candidate, "at", "resumed")
 		pause = commit.HeldMS + client.Milliseconds(time.Since(took))
-		if !t.alone {
+		if !t.oldGone {
 			moved = t.takeConns(ctx, adopt)
 		}
 	})
@@ -186,7 +186,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	r := &control.Report{
 		Generation: g.number,
 		TookOver:   true,
-		Standby:    commit.Probation && !t.alone,
+		Standby:    commit.Probation && !t.oldGone,
 		Changed:    changed,
 		StagesMS:   map[client.Stage]float64{client.StageRestore: client.Milliseconds(restore), client.StagePause: pause},
 		Held:       commit.Held,
@@ -229,7 +229,7 @@ func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) 
 	if err != nil {
 		t.g.log.Warn("not every connection could be taken over", "err", err)
 		t.waitGone(err) // that one takes everything back
-		t.alone = true
+		t.oldGone = true
 	}
 	return moved
 }
