@@ -63,7 +63,7 @@ func run(list modules.List, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return client.ExitOK
 	}
-	code := client.ExitUsage // an error of cobra itself
+	code := client.ExitUsage // an error of cobra, or of flags that exclude each other
 	var exit *exitError
 	if errors.As(err, &exit) {
 		code, err = exit.code, exit.err
@@ -104,6 +104,14 @@ func failure(err error) error {
 	var nobody *client.NotRunningError
 	if errors.As(err, &nobody) {
 		return &exitError{client.ExitNotRunning, err}
+	}
+	return &exitError{client.ExitFailed, err}
+}
+
+// printed adds the exit code to an error of printing.
+func printed(err error) error {
+	if err == nil {
+		return nil
 	}
 	return &exitError{client.ExitFailed, err}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"example.org/orchestrator/app"
@@ -143,6 +144,34 @@ func TestClients_ofAProgramThatRefuses(t *testing.T) {
 	answering(t, `garbage`, `{"type":"error","error":"it may be older"}`)
 	if _, stderr, code := commandLine(t, "status"); code != client.ExitFailed || stderr != "it may be older\n" {
 		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// brokenOutput is a pipe that nobody reads any more.
+type brokenOutput struct{}
+
+func (brokenOutput) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// TestClients_thatCannotPrint have failed; nothing is wrong with the command line.
+func TestClients_thatCannotPrint(t *testing.T) {
+	for _, tt := range []struct {
+		args   []string
+		answer string
+	}{
+		{[]string{"status"}, `{"type":"status","status":{"name":"x"}}`},
+		{[]string{"status", "--json"}, `{"type":"status","status":{"name":"x"}}`},
+		{[]string{"reload"}, `{"type":"outcome","outcome":{"outcome":"reloaded"}}`},
+		{[]string{"reload", "--json"}, `{"type":"outcome","outcome":{"outcome":"reloaded"}}`},
+		{[]string{"events"}, `{"type":"event","event":{"seq":1}}`},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			inFolder(t, "app:\n")
+			answering(t, tt.answer)
+			var errs bytes.Buffer
+			if code := run(compiledIn, tt.args, brokenOutput{}, &errs); code != client.ExitFailed || !strings.Contains(errs.String(), "broken pipe") {
+				t.Errorf("exit code %d, %q; want %d and why", code, errs.String(), client.ExitFailed)
+			}
+		})
 	}
 }
 

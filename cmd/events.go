@@ -23,8 +23,8 @@ func eventsCommand(file *string) *cobra.Command {
 			} else {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "%6d %s generation %d %s %s\n", e.Seq, e.Time.Format("15:04:05.000"), e.Generation, e.Topic, e.Data)
 			}
-			if err != nil {
-				return &exitError{client.ExitFailed, err}
+			if err := printed(err); err != nil {
+				return err
 			}
 		}
 		return nil

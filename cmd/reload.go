@@ -57,7 +57,7 @@ func reloadCommand(file *string) *cobra.Command {
 		if !outcome.Good() {
 			return exit(outcome.ExitCode())
 		}
-		return err
+		return printed(err)
 	}
 	return c
 }

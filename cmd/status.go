@@ -21,10 +21,12 @@ func statusCommand(file *string) *cobra.Command {
 			return failure(err)
 		}
 		if *asJSON {
-			return printJSON(c.OutOrStdout(), status)
+			return printed(printJSON(c.OutOrStdout(), status))
 		}
-		printStatus(c.OutOrStdout(), status)
-		return nil
+		var text strings.Builder
+		printStatus(&text, status)
+		_, err = io.WriteString(c.OutOrStdout(), text.String())
+		return printed(err)
 	}
 	return c
 }

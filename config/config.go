@@ -52,8 +52,8 @@ type App struct {
 	TLS       TLS    `yaml:"tls"`        // certificate for HTTP on Listen
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
-	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for requests in flight
-	MaxPause    time.Duration `yaml:"max_pause"`    // limit of the first hold; later ones are longer
+	Drain       time.Duration `yaml:"drain"`        // how long an old generation forwards after the handoff; also how long a reload tries to hold
+	MaxPause    time.Duration `yaml:"max_pause"`    // limit of the first attempt to hold; each further one may take twice as long
 	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
 	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
 	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
@@ -324,7 +324,9 @@ func (c *Config) check(names []string) error {
 		{"app.probation", c.App.Probation, true},
 		{"app.hook_timeout", c.App.HookTimeout, false},
 	} {
-		if d.value < 0 || d.value == 0 && !d.zero {
+		if d.zero && d.value < 0 {
+			fail(d.key, "must not be negative, got %v", d.value)
+		} else if !d.zero && d.value <= 0 {
 			fail(d.key, "must be a duration above zero, got %v", d.value)
 		}
 	}
@@ -359,7 +361,7 @@ func (c *Config) check(names []string) error {
 			listen(key+".listen", m.Listen, fmt.Sprintf("module %q", m.Name))
 		}
 		if m.MaxState < 0 {
-			fail(key+".max_state", "must be a size above zero, got %v", m.MaxState)
+			fail(key+".max_state", "must not be negative, got %v", m.MaxState)
 		}
 		if m.Path != "" && (!strings.HasPrefix(m.Path, "/") || !strings.HasSuffix(m.Path, "/")) {
 			fail(key+".path", "expected a path that starts and ends with a slash, such as /%s/, got %q", m.Name, m.Path)

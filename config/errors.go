@@ -35,8 +35,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// IsInvalid reports whether err says that a configuration is wrong, as
-// opposed to, say, unreadable because a disk failed.
+// IsInvalid reports whether err says that a configuration is wrong or missing,
+// as opposed to, say, unreadable because a disk failed.
 func IsInvalid(err error) bool {
 	var e *Error
 	return errors.As(err, &e)

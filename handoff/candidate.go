@@ -99,7 +99,7 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	if err := c.link.send(ctx, message{Type: typeWelcome, Protocol: c.protocol, Welcome: &w}); err != nil {
 		return c.failure(StagePrepare, err)
 	}
-	return c.await(ctx, typePrepared, StagePrepare)
+	return c.expect(ctx, typePrepared, StagePrepare)
 }
 
 // Transfer passes the states to the candidate and waits until its modules are
@@ -109,7 +109,7 @@ func (c *Candidate) Transfer(ctx context.Context, states *States) error {
 	if err := c.link.send(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
 		return c.failure(StageRestore, err)
 	}
-	return c.await(ctx, typeHealthy, StageInitialize)
+	return c.expect(ctx, typeHealthy, StageInitialize)
 }
 
 // Commit gives everything to the candidate and waits until it accepts
@@ -120,7 +120,7 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 		return c.failure(StageCommit, err)
 	}
 	c.commitSent = true
-	return c.await(ctx, typeAccepting, StageCommit)
+	return c.expect(ctx, typeAccepting, StageCommit)
 }
 
 // Committed reports whether the commit has been sent, so that the candidate may
@@ -140,7 +140,7 @@ func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err er
 	return nil, nil
 }
 
-// ReturnedError is the error of an unhealthy candidate that gave everything
+// ReturnedError is the error of an unhealthy candidate that handed everything
 // back.
 type ReturnedError struct {
 	*UpgradeError
@@ -152,12 +152,12 @@ type ReturnedError struct {
 // unhealthy. OnUnhealthy is called before it gives anything back, and must see to it
 // that nothing is forwarded to the candidate any more.
 type ProbationTimes struct {
-	Length, Answer, GiveBack time.Duration
+	Length, Answer, HandBack time.Duration
 	OnUnhealthy              func()
 }
 
 // Probation checks the candidate's health while it serves, at intervals and
-// once more when the time is over. When cut is closed it returns nil at once.
+// once more when the time is over. When expedite is closed it returns nil at once.
 // The error is a [*ReturnedError] if the candidate was unhealthy and gave
 // everything back; after any other error the candidate cannot be trusted.
 func (c *Candidate) Probation(ctx context.Context, times ProbationTimes, expedite <-chan struct{}) error {
@@ -191,7 +191,7 @@ func (c *Candidate) checkHealth(parent context.Context, times ProbationTimes) er
 	if err == nil && m.Type == typeUnhealthy {
 		closeAll(files)
 		times.OnUnhealthy()
-		ctx, cancel := context.WithTimeout(parent, times.GiveBack)
+		ctx, cancel := context.WithTimeout(parent, times.HandBack)
 		defer cancel()
 		if err := c.link.send(ctx, message{Type: typeForwardsNothing}); err != nil {
 			return c.failure(StageProbation, err)
@@ -227,7 +227,7 @@ func (c *Candidate) TakeBack(ctx context.Context, adopt func([]Conn)) (n int, er
 	return receiveConns(ctx, c.link, adopt)
 }
 
-// Finish ends the probation and waits until the candidate is final; cut says
+// Finish ends the probation and waits until the candidate is final; early says
 // that the probation ended early. The caller may then exit.
 func (c *Candidate) Finish(ctx context.Context, early bool) error {
 	if err := c.link.send(ctx, message{Type: typeFinal, Early: early}); err != nil {
@@ -277,10 +277,10 @@ func (c *Candidate) Kill() {
 	}
 }
 
-// Await gives a candidate that has reported its own failure until the end of
+// AwaitExit gives a candidate that has reported its own failure until the end of
 // ctx to exit by itself, so that its modules can clean up, and then kills it. A
 // candidate that has reported nothing is killed at once.
-func (c *Candidate) Await(ctx context.Context) {
+func (c *Candidate) AwaitExit(ctx context.Context) {
 	if c.reported != nil {
 		select {
 		case <-c.process.ended():
@@ -316,8 +316,8 @@ func (c *Candidate) close() {
 	runtime.GC()
 }
 
-// await receives messages until the wanted one comes.
-func (c *Candidate) await(ctx context.Context, want, stage string) error {
+// expect receives messages until the wanted one comes.
+func (c *Candidate) expect(ctx context.Context, want, stage string) error {
 	for {
 		m, files, err := c.link.receive(ctx)
 		closeAll(files)

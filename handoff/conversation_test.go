@@ -56,7 +56,7 @@ func (c *conversation) oldSide(states *States, conns []Conn) (failed string, lef
 		case "conns":
 			left, err = c.candidate.Move(c.step(), conns)
 		case "probation":
-			err = c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, GiveBack: stepTime, OnUnhealthy: func() {}}, nil)
+			err = c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, HandBack: stepTime, OnUnhealthy: func() {}}, nil)
 		case "final":
 			err = c.candidate.Finish(c.step(), false)
 		}
@@ -299,7 +299,7 @@ func TestConversation_handedBack(t *testing.T) {
 		if _, err := c.candidate.Move(c.step(), conns); err != nil {
 			t.Fatal(err)
 		}
-		err := c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, GiveBack: stepTime, OnUnhealthy: func() { recalled = true }}, nil)
+		err := c.candidate.Probation(context.Background(), ProbationTimes{Length: 5 * stepTime, Answer: stepTime, HandBack: stepTime, OnUnhealthy: func() { recalled = true }}, nil)
 		var back *ReturnedError
 		if !errors.As(err, &back) || back.Module != "hello" || !recalled {
 			t.Fatalf("Probation = %v, recalled %v", err, recalled)
@@ -315,7 +315,7 @@ func TestConversation_handedBack(t *testing.T) {
 		closeConns(again)
 		<-done
 		c.process.exit(errors.New("exit status 1")) // it has said why
-		c.candidate.Await(c.step())
+		c.candidate.AwaitExit(c.step())
 		if c.process.kills != 0 {
 			t.Error("a candidate that ends by itself was killed")
 		}

@@ -78,8 +78,8 @@ type message struct {
 }
 
 // The conversation, in order, with the side that sends. A side may die after
-// any message that it has sent. After hello the candidate may send failed
-// instead of any message of its own, and progress before any.
+// any message that it has sent. Between hello and accepting the candidate may send
+// failed instead of a message of its own, and progress before any.
 const (
 	typeHello           = "hello"     // candidate
 	typeWelcome         = "welcome"   // old
@@ -127,9 +127,9 @@ type ModuleInfo struct {
 	Down         bool              `json:"down,omitempty"`         // it does not run and answers 503
 }
 
-// ReloadDetails pass from the request for a reload to the new generation.
+// ReloadDetails pass from the supervisor's order to the candidate.
 type ReloadDetails struct {
-	Changed   []string `json:"changed,omitempty"`    // import paths of the changed packages and their dependents
+	Changed   []string `json:"changed,omitempty"`    // import paths of the changed packages and of those that import them
 	Unknown   bool     `json:"unknown,omitempty"`    // what changed is not known
 	DropState []string `json:"drop_state,omitempty"` // modules that start without their state; "*" means all
 	Repair    bool     `json:"repair,omitempty"`     // the same build again, after a failed rollback
@@ -155,7 +155,7 @@ type ConnInfo struct {
 	Owner  string `json:"owner,omitempty"`
 	Unread []byte `json:"unread,omitempty"` // bytes the client has sent that have not been handled
 	Unsent []byte `json:"unsent,omitempty"` // bytes the client has yet to receive
-	Kept   []byte `json:"kept,omitempty"`
+	Kept   []byte `json:"kept,omitempty"`   // bytes that the owner keeps for its next handler
 }
 
 // size estimates how many bytes the info adds to a message.

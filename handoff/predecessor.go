@@ -42,7 +42,7 @@ func (p *Predecessor) Hello(ctx context.Context, h Hello) (*Welcome, error) {
 	if err != nil {
 		return nil, orGone(err)
 	}
-	m, err := p.await(ctx, typeWelcome)
+	m, err := p.expect(ctx, typeWelcome)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (p *Predecessor) Healthy(ctx context.Context) (*Commit, error) {
 	if err := p.link.send(ctx, message{Type: typeHealthy}); err != nil {
 		return nil, orGone(err)
 	}
-	m, err := p.await(ctx, typeCommit)
+	m, err := p.expect(ctx, typeCommit)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (p *Predecessor) Accepting(ctx context.Context, adopt func([]Conn)) (moved 
 }
 
 // Probation answers the old generation's health checks with healthy until the
-// probation is over; cut reports whether it ended early. An error of healthy is
+// probation is over; early reports whether it ended early. An error of healthy is
 // returned as it is, and the candidate goes on with [Predecessor.Unhealthy].
 func (p *Predecessor) Probation(ctx context.Context, healthy func() *UpgradeError) (early bool, err error) {
 	for {
@@ -133,7 +133,7 @@ func (p *Predecessor) Unhealthy(ctx context.Context) error {
 	if err := p.link.send(ctx, message{Type: typeUnhealthy}); err != nil {
 		return orGone(err)
 	}
-	_, err := p.await(ctx, typeForwardsNothing)
+	_, err := p.expect(ctx, typeForwardsNothing)
 	return err
 }
 
@@ -146,7 +146,7 @@ func (p *Predecessor) Return(ctx context.Context, why *UpgradeError, states *Sta
 	if err := p.link.send(ctx, m, states.file); err != nil {
 		return conns, orGone(err)
 	}
-	if _, err := p.await(ctx, typeServesAgain); err != nil {
+	if _, err := p.expect(ctx, typeServesAgain); err != nil {
 		return conns, err
 	}
 	if left, err = sendConns(ctx, p.link, conns); err == nil {
@@ -161,7 +161,7 @@ func (p *Predecessor) Ready(ctx context.Context) error {
 	if err := p.self.ready(); err != nil {
 		return orGone(err)
 	}
-	_, err := p.await(ctx, typeReady)
+	_, err := p.expect(ctx, typeReady)
 	return err
 }
 
@@ -176,7 +176,7 @@ func (p *Predecessor) Fail(ctx context.Context, e *UpgradeError) {
 // Close ends the conversation.
 func (p *Predecessor) Close() { p.link.close() }
 
-func (p *Predecessor) await(ctx context.Context, want string) (message, error) {
+func (p *Predecessor) expect(ctx context.Context, want string) (message, error) {
 	m, files, err := p.link.receive(ctx)
 	closeAll(files)
 	if err != nil {

@@ -32,7 +32,7 @@ type ConnHandler interface {
 	// A Conn may still be written to after its handler has handed it on, until
 	// Shutdown returns. So a module that sends to many connections must not
 	// forget one because of ErrMoving. Connections that have moved are not read
-	// until the handlers of all of them are reading.
+	// until the handlers of all of them are reading, or a second has passed.
 	HandleConn(ctx context.Context, c Conn) error
 }
 

@@ -64,7 +64,7 @@ type Module interface {
 // Stateful modules carry state from one generation to the next.
 type Stateful interface {
 	// State describes what survives. It is valid on a value fresh from the
-	// factory, and is called again after Shutdown.
+	// factory, is also called while the module serves, and again after Shutdown.
 	State() State
 }
 

@@ -25,7 +25,7 @@ type ReloadRequest struct {
 	Build         bool     `json:"build,omitempty"`          // build the sources, even if hot_reload is off
 	Binary        string   `json:"binary,omitempty"`         // absolute path of the binary to run
 	TimeoutMS     int64    `json:"timeout_ms,omitempty"`     // limit until the commit; 0 means the program's default
-	Force         bool     `json:"force,omitempty"`          // cancel requests that do not end in time
+	Force         bool     `json:"force,omitempty"`          // cancel HTTP requests that do not end in time
 	DropState     []string `json:"drop_state,omitempty"`     // modules that start without their state; "*" means all
 	WaitProbation bool     `json:"wait_probation,omitempty"` // wait until the new generation is final
 }
@@ -71,8 +71,9 @@ const (
 )
 
 // Reload asks the program with this run_dir for a reload and waits for the
-// outcome. A [*NotRunningError] means that nothing was asked for. After any
-// other error the outcome is not known; [GetStatus] may show it.
+// outcome. A [*NotRunningError] and any other error of connecting mean that
+// nothing was asked for. After other errors the outcome is not known, unless the
+// program has answered with an error; [GetStatus] may show it.
 func Reload(ctx context.Context, runDir string, r ReloadRequest) (*Outcome, error) {
 	m, err := ask(ctx, runDir, message{Type: typeReload, Reload: &r}, typeOutcome)
 	if err != nil {

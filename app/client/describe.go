@@ -80,8 +80,8 @@ func (o *Outcome) consequence() (text string) {
 		text += fmt.Sprintf("; cancelled: %d", o.Cancelled)
 	}
 	if len(o.Reverted) > 0 {
-		text += "; reverted to the moment of its takeover: " + strings.Join(o.Reverted, ", ")
-	} else if o.Verdict == RolledBack {
+		text += "; reverted to the moment of the takeover: " + strings.Join(o.Reverted, ", ")
+	} else if o.Verdict == RolledBack && len(o.Lost) == 0 {
 		text += "; nothing was lost"
 	}
 	if len(o.Lost) > 0 {

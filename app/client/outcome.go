@@ -34,6 +34,12 @@ const (
 	StageProbation  Stage = "probation"
 	StageReady      Stage = "ready"
 
+	// A generation announces these to the supervisor; an upgrade fails in one of
+	// them if the generation dies there.
+	StageReturn   Stage = "return"   // an unhealthy candidate hands back
+	StageRollback Stage = "rollback" // the old generation starts its modules again
+	StageDrain    Stage = "drain"    // the old generation forwards for pinned connections
+
 	// StagePause appears in StagesMS only: the time in which nobody was served.
 	StagePause Stage = "pause"
 )
@@ -54,7 +60,7 @@ const (
 	ExitOK         = 0
 	ExitFailed     = 1
 	ExitUsage      = 2 // the command line or, for run and check, the configuration is wrong
-	ExitRejected   = 3 // rejected or superseded: the old generation still serves
+	ExitRejected   = 3 // rejected, superseded or rolled back: the old generation serves
 	ExitNotRunning = 4
 	ExitBuild      = 5 // the build failed, the old generation still serves
 )

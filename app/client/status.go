@@ -10,10 +10,10 @@ type State string
 
 // All states of a program.
 const (
-	Starting  State = "starting"
+	Starting  State = "starting" // nothing serves yet, or again after a crash
 	Serving   State = "serving"
-	Reloading State = "reloading"
-	Degraded  State = "degraded" // it serves, but a module is down
+	Reloading State = "reloading" // an upgrade is under way; during the build it is still serving
+	Degraded  State = "degraded"  // it serves, but a module is down
 	Stopping  State = "stopping"
 )
 

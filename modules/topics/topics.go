@@ -14,7 +14,8 @@ var (
 	ModuleReloadFailed = eventbus.NewTopic[Module]("module.reload_failed")
 
 	// ModuleRolledBack is published in the old generation when a new one failed
-	// after its commit: what modules did since the commit is lost.
+	// after its commit. What modules did since the commit is gone, unless the new
+	// one handed it back.
 	ModuleRolledBack = eventbus.NewTopic[Module]("module.rolled_back")
 
 	// AppReloaded is published once per successful reload, after ModuleReloaded.

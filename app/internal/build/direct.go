@@ -43,7 +43,7 @@ type Direct struct {
 	mu         sync.Mutex // guards the fields below
 	graph      *graph     // packages in use by builds; nil: not known yet
 	fresh      *graph     // packages for the next build
-	off        string     // why direct builds are disabled; "" if they are
+	off        string     // why direct builds are disabled; "" if they are not
 	why        string     // why the packages are not known
 	mismatches int        // how often the binary differed from go build's
 	modinfo    string     // module information of the last go build
@@ -142,7 +142,7 @@ func (d *Direct) learn(out string, began time.Time) {
 	}
 	d.modinfo = modinfo
 	if d.off != "" || d.asking {
-		return // the next build makes another listing
+		return // direct builds are disabled, or the next build makes another listing
 	}
 	d.asking = true
 	checked := d.checked

@@ -18,9 +18,9 @@ type Order string
 
 // All orders.
 const (
-	Forward   Order = "start order"
-	Backward  Order = "reverse order"
-	Unordered Order = "any order"
+	StartOrder   Order = "start order"
+	ReverseOrder Order = "reverse order"
+	AnyOrder     Order = "any order"
 )
 
 // Side is the process that calls a hook during a reload.
@@ -49,22 +49,22 @@ type Hook struct {
 // The hooks. Names, stages, checks, calls and all deadlines follow from this
 // table, and so does the one in docs/MODULES.md.
 var (
-	DependsOn   = Hook{"DependsOn", "DependsOn", reflect.TypeFor[modules.Dependent](), "config", Unordered, Candidate, false, "names the modules that start before this one"}
-	State       = Hook{"State", "State", reflect.TypeFor[modules.Stateful](), "config", Unordered, Candidate, false, "describes what survives; asked of fresh values, and after Shutdown"}
-	Prepare     = Hook{"Prepare", "Prepare", reflect.TypeFor[modules.Preparer](), "prepare", Forward, Candidate, true, "does what is slow or may fail and needs nothing exclusive"}
-	RunEnds     = Hook{"Run ends", "Run", reflect.TypeFor[modules.Runner](), "shutdown", Unordered, Old, true, "all of them return, together"}
-	Shutdown    = Hook{"Shutdown", "Shutdown", reflect.TypeFor[modules.Module](), "shutdown", Backward, Old, true, "gives back everything exclusive"}
-	Subscribers = Hook{"event subscribers", "Shutdown", reflect.TypeFor[modules.Module](), "shutdown", Backward, Old, true, "finish the event they are at"}
-	Export      = Hook{"the export of its state", "State", reflect.TypeFor[modules.Stateful](), "export", Forward, Old, true, "the state is encoded"}
-	Restore     = Hook{"the restore of its state", "State", reflect.TypeFor[modules.Stateful](), "restore", Forward, Candidate, true, "the state is decoded into a fresh value"}
-	Initialize  = Hook{"Initialize", "Initialize", reflect.TypeFor[modules.Module](), "initialize", Forward, Candidate, true, "starts the module"}
-	Healthy     = Hook{"Healthy", "Healthy", reflect.TypeFor[modules.HealthChecker](), "healthy", Forward, Candidate, true, "may veto the reload; asked again in the probation"}
-	Run         = Hook{"Run", "Run", reflect.TypeFor[modules.Runner](), "", Unordered, Serving, false, "works in the background until a hold ends its context"}
-	ServeHTTP   = Hook{"ServeHTTP", "ServeHTTP", reflect.TypeFor[http.Handler](), "", Unordered, Serving, false, "answers requests below the module's path"}
-	HandleConn  = Hook{"HandleConn", "HandleConn", reflect.TypeFor[modules.ConnHandler](), "", Unordered, Serving, false, "handles a connection of the module's own"}
+	DependsOn   = Hook{"DependsOn", "DependsOn", reflect.TypeFor[modules.Dependent](), "config", AnyOrder, Candidate, false, "names the modules that start before this one"}
+	State       = Hook{"State", "State", reflect.TypeFor[modules.Stateful](), "config", AnyOrder, Candidate, false, "describes what survives; asked of fresh values, of modules that serve, and after Shutdown"}
+	Prepare     = Hook{"Prepare", "Prepare", reflect.TypeFor[modules.Preparer](), "prepare", StartOrder, Candidate, true, "does what is slow or may fail and needs nothing exclusive"}
+	RunEnds     = Hook{"Run ends", "Run", reflect.TypeFor[modules.Runner](), "shutdown", AnyOrder, Old, true, "all of them return, together"}
+	Shutdown    = Hook{"Shutdown", "Shutdown", reflect.TypeFor[modules.Module](), "shutdown", ReverseOrder, Old, true, "gives back everything exclusive"}
+	Subscribers = Hook{"event subscribers", "Shutdown", reflect.TypeFor[modules.Module](), "shutdown", ReverseOrder, Old, true, "finish the event they are at"}
+	Export      = Hook{"the export of its state", "State", reflect.TypeFor[modules.Stateful](), "export", StartOrder, Old, true, "the state is encoded"}
+	Restore     = Hook{"the restore of its state", "State", reflect.TypeFor[modules.Stateful](), "restore", StartOrder, Candidate, true, "the state is decoded into a fresh value"}
+	Initialize  = Hook{"Initialize", "Initialize", reflect.TypeFor[modules.Module](), "initialize", StartOrder, Candidate, true, "starts the module"}
+	Healthy     = Hook{"Healthy", "Healthy", reflect.TypeFor[modules.HealthChecker](), "healthy", StartOrder, Candidate, true, "may veto the reload; asked again in the probation"}
+	Run         = Hook{"Run", "Run", reflect.TypeFor[modules.Runner](), "", AnyOrder, Serving, false, "works in the background until a hold ends its context"}
+	ServeHTTP   = Hook{"ServeHTTP", "ServeHTTP", reflect.TypeFor[http.Handler](), "", AnyOrder, Serving, false, "answers requests below the module's path"}
+	HandleConn  = Hook{"HandleConn", "HandleConn", reflect.TypeFor[modules.ConnHandler](), "", AnyOrder, Serving, false, "handles a connection of the module's own"}
 )
 
-// Hooks is the table, in the order of a module's life.
+// Hooks is the table, in the order in which a reload calls them; those of a generation that serves come last.
 var Hooks = []Hook{DependsOn, State, Prepare, RunEnds, Shutdown, Subscribers, Export, Restore, Initialize, Healthy, Run, ServeHTTP, HandleConn}
 
 // once names the hooks that are called once for all modules together.

@@ -216,8 +216,8 @@ func promoted(t reflect.Type, method string) error {
 	return fmt.Errorf("%v has %s from what is embedded in it, which would lose its other fields: give that a name", t, method)
 }
 
-// empty reports whether omitempty leaves v out, or v is a struct, which it
-// never leaves out.
+// empty reports whether omitempty has nothing to lose in v: it leaves v out, or v
+// is a struct, which it never leaves out.
 func empty(v reflect.Value) bool {
 	switch v.Kind() {
 	case reflect.Map, reflect.Slice, reflect.Array, reflect.String:
@@ -241,9 +241,15 @@ func lostDefaults(v reflect.Value, path string) error {
 		f := v.Type().Field(i)
 		if tag := f.Tag.Get("json"); tag == "-" || !f.IsExported() && !f.Anonymous {
 			continue
-		} else if options := strings.Split(tag, ",")[1:]; slices.Contains(options, "omitempty") || slices.Contains(options, "omitzero") {
-			if full := v.Field(i); !empty(full) {
-				errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would do so again after it was empty: leave out omitempty", join(path, f.Name), full))
+		} else {
+			options, start := strings.Split(tag, ",")[1:], v.Field(i)
+			for _, option := range []struct {
+				name string
+				lost bool // a later value that it leaves out comes back as start
+			}{{"omitempty", !empty(start)}, {"omitzero", !start.IsZero()}} {
+				if option.lost && slices.Contains(options, option.name) {
+					errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would be that again once emptied: drop %s", join(path, f.Name), start, option.name))
+				}
 			}
 		}
 		errs = append(errs, lostDefaults(v.Field(i), join(path, f.Name)))

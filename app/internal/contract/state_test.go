@@ -49,6 +49,15 @@ func TestWhatAStateWouldLoseIsRefused(t *testing.T) {
 		{"a default that comes back", &struct {
 			Limit int `json:"limit,omitempty"`
 		}{Limit: 10}, "Limit: it starts as 10"},
+		{"a zero that does not come back", &struct {
+			Limits struct{ N int } `json:",omitzero"`
+		}{struct{ N int }{10}}, "Limits: it starts as {10}, and would be that again once emptied: drop omitzero"},
+		{"a struct, which omitempty keeps", &struct {
+			Limits struct{ N int } `json:",omitempty"`
+		}{struct{ N int }{10}}, ""},
+		{"an empty default that is not zero", &struct {
+			Users map[string]int `json:",omitzero"`
+		}{Users: map[string]int{}}, "drop omitzero"},
 		{"an empty default", &struct {
 			Users map[string]int `json:"users,omitempty"`
 		}{Users: map[string]int{}}, ""},

@@ -68,9 +68,9 @@ type Upgrade struct {
 	Binary     string   `json:"binary"` // absolute path
 	Generation int      `json:"generation"`
 	TimeoutMS  int64    `json:"timeout_ms"`
-	Force      bool     `json:"force,omitempty"`      // cancel requests that do not end in time
+	Force      bool     `json:"force,omitempty"`      // cancel HTTP requests that do not end in time
 	DropState  []string `json:"drop_state,omitempty"` // module names; "*" means all
-	Changed    []string `json:"changed,omitempty"`    // import paths of changed packages
+	Changed    []string `json:"changed,omitempty"`    // import paths of the changed packages and of those that import them
 	Unknown    bool     `json:"unknown,omitempty"`    // what changed is not known
 	Repair     bool     `json:"repair,omitempty"`     // the same build again
 }
@@ -122,7 +122,7 @@ type Failure struct {
 // Stage is a part of an upgrade.
 type Stage struct {
 	Name    client.Stage `json:"name"`
-	LimitMS int64        `json:"limit_ms"` // 0 for none; a worker that says nothing for longer is stuck
+	LimitMS int64        `json:"limit_ms"` // 0 for none; a worker that stays in it for longer is stuck
 }
 
 // Limit returns how long the stage may take, 0 for no limit.

@@ -105,12 +105,12 @@ func (c *conn) Read(p []byte) (int, error) {
 			return c.watch(p)
 		}
 		if c.left > 0 {
-			n, err := c.receive(p[:min(int64(len(p)), c.left)])
+			n, err := c.receiveLocked(p[:min(int64(len(p)), c.left)])
 			c.left -= int64(n)
 			return n, err
 		}
 	case phaseChunks:
-		n, err := c.receive(p)
+		n, err := c.receiveLocked(p)
 		if end := c.chunks.end(p[:n]); end >= 0 {
 			c.unreceive(p[end:n])
 			n = end
@@ -120,12 +120,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	// The server reads beyond what we take for the end of the request.
 	c.phase = phaseUnknown
-	return c.receive(p)
+	return c.receiveLocked(p)
 }
 
-// receive returns pending bytes, or else reads the socket. c.mu is held, and
+// receiveLocked returns pending bytes, or else reads the socket. c.mu is held, and
 // released while the socket is read.
-func (c *conn) receive(p []byte) (int, error) {
+func (c *conn) receiveLocked(p []byte) (int, error) {
 	if len(c.pending) > 0 {
 		n := copy(p, c.pending)
 		c.pending = c.pending[:copy(c.pending, c.pending[n:])]
@@ -151,7 +151,7 @@ func (c *conn) readHead(p []byte) (int, error) {
 			return 0, errDetached
 		}
 		c.waiting = true
-		n, err := c.receive(p)
+		n, err := c.receiveLocked(p)
 		c.waiting = false
 		if c.interrupted {
 			c.interrupted = false
@@ -180,7 +180,7 @@ func (c *conn) readHead(p []byte) (int, error) {
 // request: it is kept, and the read blocks until the server ends it.
 func (c *conn) watch(p []byte) (int, error) {
 	if len(c.pending) == 0 {
-		n, err := c.receive(p)
+		n, err := c.receiveLocked(p)
 		if n == 0 {
 			return 0, err
 		}
@@ -196,8 +196,8 @@ func (c *conn) watch(p []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// unblock ends the wait of watch. c.mu is held.
-func (c *conn) unblock() {
+// unblockLocked ends the wait of watch. c.mu is held.
+func (c *conn) unblockLocked() {
 	if c.blocked != nil {
 		close(c.blocked)
 		c.blocked = nil
@@ -218,7 +218,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.expired = !t.IsZero() && time.Until(t) <= 0; c.expired {
-		c.unblock()
+		c.unblockLocked()
 	}
 	return c.socket.SetReadDeadline(t)
 }
@@ -351,7 +351,7 @@ func (c *conn) CloseWrite() error {
 func (c *conn) Close() error {
 	c.mu.Lock()
 	detached := c.detached
-	c.unblock()
+	c.unblockLocked()
 	c.mu.Unlock()
 	if c.kind.forget(c, detached) && detached {
 		return nil

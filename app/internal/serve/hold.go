@@ -16,9 +16,10 @@ func (e *BusyError) Error() string {
 	return fmt.Sprintf("serve: still busy: %v", e.Routes)
 }
 
-// Hold stops accepting and waits until every connection is detached or gone:
-// HTTP connections first, streams last, because their handlers may be in the
-// middle of a call to an HTTP handler. If ctx ends first, everything goes on as
+// Hold stops accepting and waits until every connection that can move is detached
+// or gone, and no request is in flight on a pinned one: HTTP connections first,
+// streams last, because the handler of a stream may be in the middle of a call to
+// an HTTP handler. If ctx ends first, everything goes on as
 // before and the error is a [*BusyError].
 //
 // Event streams and hijacked connections that are not streams never end by
@@ -34,7 +35,8 @@ func (s *Server) Hold(ctx context.Context) (*Held, error) {
 	return held, nil
 }
 
-// ForceHold is a Hold that always succeeds: when ctx ends it cancels what is in
+// ForceHold is a Hold that holds in any case; the caller has to end what it
+// returns, even if there is an error. When ctx ends it cancels what is in
 // flight, with Options.Reloading as the cause, and waits for at most last. A
 // [*BusyError] names what is still in flight then; the server is held anyway.
 func (s *Server) ForceHold(ctx context.Context, last time.Duration) (*Held, error) {
@@ -113,8 +115,8 @@ func (s *Server) busy() []string {
 	return routes
 }
 
-// Held is a server that serves nobody: every connection is detached, and new
-// ones wait in the kernel. Exactly one of [Held.Release], [Held.Resume] and
+// Held is a server that serves nobody: connections that can move are detached,
+// requests on pinned ones are queued, and new connections wait in the kernel. Exactly one of [Held.Release], [Held.Resume] and
 // [Held.HandOver] ends it, unless the server is closed; a second one panics.
 type Held struct {
 	server *Server
@@ -144,9 +146,9 @@ func (h *Held) Release() {
 
 // Resume lets the server go on after its handlers were replaced, perhaps with
 // connections from elsewhere, which fill passes to adopt. No stream is read
-// before fill has returned and every stream has a handler that reads: when a
-// message from one client makes a handler write to the others, none of them
-// misses it.
+// before fill has returned and every stream has a handler that reads, or
+// openLimit is over: when a message from one client makes a handler write to the
+// others, they are there to get it.
 func (h *Held) Resume(fill func(adopt func([]Detached))) {
 	h.end()
 	h.server.resume(fill)
@@ -236,8 +238,9 @@ func (h *HandedOver) Resume(fill func(adopt func([]Detached))) {
 }
 
 // Drain waits until ctx ends for the clients of pinned connections to
-// disconnect. It closes the connections that are left, once requests in flight
-// on them are answered, and returns how many there were. HTTP/1.1 clients are
+// disconnect. It closes the connections that are left, as soon as requests in
+// flight on them are answered, at the latest after drainGrace, and returns how
+// many there were. HTTP/1.1 clients are
 // asked to disconnect with each forwarded answer, HTTP/2 clients after notice.
 func (h *HandedOver) Drain(ctx context.Context, notice time.Duration) (closed int) {
 	return h.server.pinned.drain(ctx, notice)

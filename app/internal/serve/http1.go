@@ -13,7 +13,7 @@ import (
 	"sync/atomic"
 )
 
-// http1 holds the HTTP/1.1 connections that can move; see conn.go for how one
+// http1 keeps the HTTP/1.1 connections that can move; see conn.go for how one
 // is detached.
 type http1 struct {
 	server  *Server

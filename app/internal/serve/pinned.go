@@ -23,7 +23,7 @@ const (
 	handshakeTimeout = 10 * time.Second
 )
 
-// pinned holds the connections that cannot move: those with TLS, carrying
+// pinned keeps the connections that cannot move: those with TLS, carrying
 // HTTP/1.1 or HTTP/2, and those that another process has no room for. During a
 // hold nothing is read from connections with no request in flight, and new
 // requests on the others are queued. Afterwards requests are served here again,

@@ -100,9 +100,9 @@ func (st *Stream) finish(flushed <-chan struct{}) {
 	st.Close()
 }
 
-// sendQueued writes what is queued before the stream is closed. st.writes is
+// sendQueuedLocked writes what is queued before the stream is closed. st.writes is
 // held.
-func (st *Stream) sendQueued() {
+func (st *Stream) sendQueuedLocked() {
 	st.mu.Lock()
 	unsent := st.unsent
 	st.unsent = nil
@@ -278,21 +278,21 @@ func (st *Stream) Kept() []byte {
 func (st *Stream) Write(p []byte) (int, error) {
 	st.writes.Lock()
 	defer st.writes.Unlock()
-	st.flush() // or this would overtake what was queued
-	if queued, err := st.queue(p); queued || err != nil {
+	st.flushLocked() // or this would overtake what was queued
+	if queued, err := st.queueLocked(p); queued || err != nil {
 		return len(p), err
 	}
 	n, err := st.socket.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if queued, err := st.queue(p[n:]); queued || err != nil {
+		if queued, err := st.queueLocked(p[n:]); queued || err != nil {
 			return len(p), err
 		}
 	}
 	return n, err
 }
 
-// queue keeps p for later if it cannot be written now. st.writes is held.
-func (st *Stream) queue(p []byte) (bool, error) {
+// queueLocked keeps p for later if it cannot be written now. st.writes is held.
+func (st *Stream) queueLocked(p []byte) (bool, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {
@@ -310,8 +310,8 @@ func (st *Stream) queue(p []byte) (bool, error) {
 	return true, nil
 }
 
-// flush writes what was queued before the stream moved. st.writes is held.
-func (st *Stream) flush() {
+// flushLocked writes what was queued before the stream moved. st.writes is held.
+func (st *Stream) flushLocked() {
 	st.mu.Lock()
 	unsent, moving := st.unsent, st.moving || st.closed
 	st.mu.Unlock()
@@ -357,7 +357,7 @@ func (st *Stream) SetDeadline(t time.Time) error {
 func (st *Stream) CloseWrite() error {
 	st.writes.Lock()
 	defer st.writes.Unlock()
-	st.sendQueued()
+	st.sendQueuedLocked()
 	return st.socket.CloseWrite()
 }
 
@@ -365,7 +365,7 @@ func (st *Stream) CloseWrite() error {
 // under way.
 func (st *Stream) Close() error {
 	if st.writes.TryLock() {
-		st.sendQueued()
+		st.sendQueuedLocked()
 		st.writes.Unlock()
 	}
 	return st.abort()

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// streams holds the connections that an owner handles.
+// streams keeps the connections that an owner handles.
 type streams struct {
 	server *Server
 
@@ -76,7 +76,7 @@ func (k *streams) run(st *Stream) {
 	go func() {      // waited for below
 		defer close(flushed)
 		defer st.writes.Unlock()
-		st.flush()
+		st.flushLocked()
 	}()
 	done := make(chan struct{})
 	go func() { // ends with done

@@ -74,7 +74,8 @@ func TakeAfter(s Set, older *Snapshot) *Snapshot {
 }
 
 // Content returns the content of a file in the snapshot; ok is false if the
-// file has changed since and the snapshot has not kept its content. The caller
+// snapshot does not have the file, or has not kept its content and the file has
+// changed since. The caller
 // must not change data.
 func (s *Snapshot) Content(path string) (data []byte, ok bool) {
 	sum, ok := s.Sum(path)

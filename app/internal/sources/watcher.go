@@ -89,7 +89,7 @@ func (w *Watcher) arm() {
 	}
 	armed := map[string]bool{}
 	for {
-		wanted := w.wanted()
+		wanted := w.wantedLocked()
 		if maps.Equal(wanted, armed) {
 			return
 		}
@@ -100,18 +100,18 @@ func (w *Watcher) arm() {
 		}
 		for dir := range wanted {
 			if name := withoutEvents(dir); name != "" {
-				w.polled(dir, fmt.Errorf("%s gives no events", name))
+				w.startPollingLocked(dir, fmt.Errorf("%s gives no events", name))
 			}
 			if err := w.fs.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				w.polled(dir, err)
+				w.startPollingLocked(dir, err)
 			}
 		}
 		armed = wanted
 	}
 }
 
-// wanted returns the directories whose events say when to look. w.mu is held.
-func (w *Watcher) wanted() map[string]bool {
+// wantedLocked returns the directories whose events say when to look. w.mu is held.
+func (w *Watcher) wantedLocked() map[string]bool {
 	dirs := map[string]bool{}
 	for _, dir := range slices.Concat(w.set.Dirs, w.set.Folders) {
 		dirs[existing(dir)] = true
@@ -211,11 +211,11 @@ func (w *Watcher) run() {
 func (w *Watcher) poll(dir string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.polled(dir, err)
+	w.startPollingLocked(dir, err)
 }
 
-// polled starts polling, once. w.mu is held.
-func (w *Watcher) polled(dir string, err error) {
+// startPollingLocked starts polling, once. w.mu is held.
+func (w *Watcher) startPollingLocked(dir string, err error) {
 	if w.polling {
 		return
 	}

@@ -40,7 +40,7 @@ type job struct {
 
 	paths   []string // files that changed since what serves was built
 	trigger []string // paths, shortened for people
-	changed []string // packages that changed since then
+	changed []string // the packages of these files and those that import them
 	unknown bool     // it is unknown which packages changed
 
 	cancel    context.CancelCauseFunc // cancels the work in the background
@@ -139,8 +139,8 @@ func (s *supervisor) next() {
 		s.start(&job{requests: []*request{r}})
 		return
 	}
-	if w := s.workers.unhealthy; w != nil && w == s.workers.serving {
-		s.workers.unhealthy = nil
+	if w := s.workers.wantsRepair; w != nil && w == s.workers.serving {
+		s.workers.wantsRepair = nil
 		s.repair(w)
 		return
 	}
@@ -149,9 +149,9 @@ func (s *supervisor) next() {
 	}
 }
 
-// jobExpired ends the job, which is in this stage, if its last request has
+// endIfExpired ends the job, which is in this stage, if its last request has
 // expired. It reports whether it did.
-func (s *supervisor) jobExpired(stage client.Stage) bool {
+func (s *supervisor) endIfExpired(stage client.Stage) bool {
 	if s.job.expired == nil {
 		return false
 	}

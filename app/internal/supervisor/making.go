@@ -37,7 +37,7 @@ func (s *supervisor) builderMade(h builderMade) {
 		h.builder.Close()
 	}
 	switch {
-	case s.job != h.j || s.jobExpired(client.StageBuild):
+	case s.job != h.j || s.endIfExpired(client.StageBuild):
 	case s.plan.builder == nil:
 		s.buildFailed(h.err)
 	default:
@@ -96,7 +96,7 @@ func (s *supervisor) list() {
 
 func (s *supervisor) listed(h listed) {
 	j, p := h.j, &s.plan
-	if s.job != j || s.jobExpired(client.StageBuild) {
+	if s.job != j || s.endIfExpired(client.StageBuild) {
 		return
 	}
 	if h.inputs == nil { // it was cancelled
@@ -239,7 +239,7 @@ func (s *supervisor) built(h built) {
 	j, p := h.j, &s.plan
 	j.buildTime += h.took
 	j.note = h.note
-	if s.job != j || s.stop.begun || s.jobExpired(client.StageBuild) {
+	if s.job != j || s.stop.begun || s.endIfExpired(client.StageBuild) {
 		return
 	}
 	if !j.frozen && (j.again || !j.snap.Current(p.set)) {

@@ -12,7 +12,7 @@ import (
 var (
 	errStopping   = errors.New("the program is stopping")
 	errNotStarted = errors.New("the program could not start")
-	errTimeout    = errors.New("the timeout of the reload is over")
+	errTimeout    = errors.New("the reload timed out")
 )
 
 // request handles a request for a reload. At most one job runs and one request

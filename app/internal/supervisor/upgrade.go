@@ -157,7 +157,7 @@ func (s *supervisor) rolledBack(now client.Outcome) {
 	if j.phase >= buildPhase && j.phase <= upgradePhase && j.snap != nil && !j.repair {
 		s.nameChange()
 	}
-	if j.phase == upgradePhase && !s.jobExpired(client.StageStart) { // the order went to the failed generation
+	if j.phase == upgradePhase && !s.endIfExpired(client.StageStart) { // the order went to the failed generation
 		s.upgrade()
 	}
 }
@@ -189,7 +189,7 @@ func (s *supervisor) repair(w *worker) {
 		return
 	}
 	if s.job != nil { // if it succeeds, it replaces w too
-		s.workers.unhealthy = w
+		s.workers.wantsRepair = w
 		return
 	}
 	s.printf("generation %d is still degraded: starting a fresh process of the same build", w.generation)

@@ -220,7 +220,7 @@ func TestProbation_aRollbackIsPublished(t *testing.T) {
 		if f := k.hears(control.TypeFailure).Failure; !f.RolledBack || f.App.Outcome != string(client.RolledBack) {
 			t.Errorf("the modules hear %+v", f)
 		}
-		w.wantPrinted("generation 1 serves again; reverted to the moment of its takeover: counter")
+		w.wantPrinted("generation 1 serves again; reverted to the moment of the takeover: counter")
 		topics := ""
 		for _, e := range w.sup.events.last() {
 			topics += e.Topic + " "

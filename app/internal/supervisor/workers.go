@@ -49,13 +49,13 @@ func (w *worker) unwatch() {
 
 // workers holds the processes of the program that are alive, as far as is known.
 type workers struct {
-	linked     map[int]*worker // by generation
-	serving    *worker         // nil before the first one and after a crash
-	everServed bool
-	unhealthy  *worker // asked for a fresh process of its build; nil for none
-	first      firstProcess
-	groups     []int // process groups to kill
-	asking     statusQuery
+	linked      map[int]*worker // by generation
+	serving     *worker         // nil before the first one and after a crash
+	everServed  bool
+	wantsRepair *worker // asked for a fresh process of its build; nil for none
+	first       firstProcess
+	groups      []int // process groups to kill
+	asking      statusQuery
 
 	// discarded is the last candidate that an old generation has given up. A
 	// message that still arrives from it was sent before it was killed.
@@ -242,7 +242,7 @@ func (s *supervisor) stuck(w *worker, stage *control.Stage) {
 	s.sys.kill(w.pid)
 }
 
-// hearFinal is called when the old generation no longer stands by.
+// hearFinal is called when a candidate has become final.
 func (s *supervisor) hearFinal(_ *worker, m control.Message) {
 	if m.Final != nil && s.unconfirmed != nil && s.unconfirmed.generation == m.Final.Generation {
 		s.endStandby(m.Final.Probation)
@@ -296,7 +296,7 @@ func (s *supervisor) gone(w *worker) {
 	switch {
 	case s.stop.begun || ws.serving != w && len(ws.linked) > 0:
 	case len(ws.linked) > 0: // one of them is about to say that it serves
-		s.expedite(w)
+		s.servingDied(w)
 	case ws.everServed:
 		if ws.serving != nil {
 			s.crashed(ws.serving)
@@ -308,10 +308,10 @@ func (s *supervisor) gone(w *worker) {
 	}
 }
 
-// expedite is called when w died while it served and others are left. One that
+// servingDied is called when w died while it served and others are left. One that
 // drains ends at once; one that was about to take over has as long as a stop may
 // take. Those in a stage of an upgrade keep its limit.
-func (s *supervisor) expedite(w *worker) {
+func (s *supervisor) servingDied(w *worker) {
 	for _, other := range s.workers.linked {
 		s.send(other, control.Message{Type: control.TypeExpedite})
 	}

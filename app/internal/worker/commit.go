@@ -130,7 +130,7 @@ func (a *attempt) drain() {
 	if g.server.Pinned() == 0 {
 		return
 	}
-	a.stage("drain", g.cfg.App.Drain+g.cfg.App.HookTimeout)
+	a.stage(client.StageDrain, g.cfg.App.Drain+g.cfg.App.HookTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
 	defer cancel()
 	go func() { // ends with ctx
@@ -147,16 +147,16 @@ func (a *attempt) drain() {
 // standBy watches the candidate during its probation.
 func (a *attempt) standBy(probation time.Duration) error {
 	app := a.g.cfg.App
-	patience, returning := a.limits().answer(), a.limits().giveBack()
+	patience, returning := a.limits().answer(), a.limits().handBack()
 	unhealthy := func() {
-		a.stage("return", app.Drain+returning+app.HookTimeout)
+		a.stage(client.StageReturn, app.Drain+returning+app.HookTimeout)
 		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
 		defer cancel()
 		a.handed.Recall(ctx)
 	}
 	a.stage(handoff.StageProbation, probation+2*patience)
 	return a.candidate.Probation(context.Background(), handoff.ProbationTimes{
-		Length: probation, Answer: patience, GiveBack: returning, OnUnhealthy: unhealthy,
+		Length: probation, Answer: patience, HandBack: returning, OnUnhealthy: unhealthy,
 	}, a.expedited)
 }
 

@@ -70,10 +70,10 @@ type generation struct {
 	routes   *routes
 	listen   map[string]string // owner -> address; "" is HTTP
 
-	starting sync.Mutex  // held while modules of the set are started or stopped
-	stopping atomic.Bool // the program is stopping
-	repaired atomic.Bool // this is a fresh process of its build, or one was asked for
-	final    <-chan bool // receives once, after the probation, whether this generation stays; nil without one
+	starting    sync.Mutex  // held while modules of the set are started or stopped
+	stopping    atomic.Bool // the program is stopping
+	repairAsked atomic.Bool // this is a fresh process of its build, or one was asked for
+	final       <-chan bool // receives once, after the probation, whether this generation stays; nil without one
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
 	set  *moduleSet

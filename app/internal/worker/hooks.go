@@ -20,7 +20,7 @@ func fault(stage, module string, err error) *handoff.UpgradeError {
 
 // inOrder yields the instances in the order in which h runs.
 func (s *moduleSet) inOrder(h contract.Hook) iter.Seq[*instance] {
-	if h.Order != contract.Backward {
+	if h.Order != contract.ReverseOrder {
 		return slices.Values(s.list)
 	}
 	return func(yield func(*instance) bool) {

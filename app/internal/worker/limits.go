@@ -60,8 +60,8 @@ func (l limits) commit() time.Duration { return l.hook }
 // answer is for the candidate to say that it is healthy.
 func (l limits) answer() time.Duration { return l.bound(contract.Healthy) }
 
-// giveBack is for a candidate to hold, stop its modules and export their states.
-func (l limits) giveBack() time.Duration {
+// handBack is for a candidate to hold, stop its modules and export their states.
+func (l limits) handBack() time.Duration {
 	return l.drain + l.hook + l.shutdown() + l.export()
 }
 

@@ -22,7 +22,7 @@ func (t *takeover) passProbation() (stays bool) {
 		early, err := t.p.Probation(context.Background(), t.healthy)
 		var unhealthy *handoff.UpgradeError
 		if errors.As(err, &unhealthy) {
-			if t.giveBack(unhealthy) {
+			if t.handBack(unhealthy) {
 				return false
 			}
 			probation = client.ProbationFailed
@@ -77,9 +77,10 @@ func (t *takeover) healthy() *handoff.UpgradeError {
 	return nil
 }
 
-// giveBack hands everything back to the old generation. It returns false if that
-// one has died meanwhile: then this one goes on, healthy or not.
-func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
+// handBack hands everything back to the old generation. It returns false if that
+// is not possible, because the old one has died or there is no file for the
+// states: then this one goes on, healthy or not.
+func (t *takeover) handBack(why *handoff.UpgradeError) bool {
 	g := t.g
 	g.log.Error("unhealthy, handing back", "stage", why.Stage, "module", why.Module, "err", why.Err)
 	tell, cancel := context.WithTimeout(context.Background(), t.silence())
@@ -118,7 +119,7 @@ func (t *takeover) giveBack(why *handoff.UpgradeError) bool {
 		t.waitGone(err)
 		resume, rest = handed.Resume, left
 	}
-	g.restart(states, nil)
+	g.startAgainLocked(states, nil)
 	resume(func(adopt func([]serve.Detached)) { adopt(incoming(rest)) })
 	g.report(nil)
 	return false

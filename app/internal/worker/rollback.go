@@ -21,11 +21,11 @@ type restarted struct {
 	older []string // modules that started from the older of two states
 }
 
-// restart replaces the modules, which were shut down, with fresh values. Each
+// startAgainLocked replaces the modules, which were shut down, with fresh values. Each
 // starts from its state in newer, else in older, else from what is still in
 // memory. A module that cannot start answers 503 and is tried again until it
 // can. The server must be held, and g.starting locked.
-func (g *generation) restart(newer, older *handoff.States) restarted {
+func (g *generation) startAgainLocked(newer, older *handoff.States) restarted {
 	var r restarted
 	ctx := context.Background()
 	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
@@ -123,7 +123,7 @@ func (g *generation) recoverModule(ctx context.Context, b *background, in *insta
 			return
 		}
 		in = fresh
-		if n%repairAfter == 0 && !g.repaired.Swap(true) {
+		if n%repairAfter == 0 && !g.repairAsked.Swap(true) {
 			g.send(control.Message{Type: control.TypeRepair})
 		}
 	}
@@ -161,7 +161,7 @@ func (g *generation) tryStart(ctx context.Context, b *background, in *instance) 
 	}
 	g.set.list[slices.Index(g.set.list, in)] = fresh
 	if !slices.ContainsFunc(g.set.list, func(in *instance) bool { return in.down != nil }) {
-		g.repaired.Store(false) // a later failure may ask for a repair again
+		g.repairAsked.Store(false) // a later failure may ask for a repair again
 	}
 	g.mu.Unlock()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 
 // runningUpgrade is an upgrade under way.
 type runningUpgrade struct {
-	done     chan bool // receives whether the next generation took over
+	done     chan bool // receives one value: whether the candidate is final
 	cancel   context.CancelCauseFunc
 	expedite func() // ends the next generation's probation and the drain now
 }
@@ -51,9 +51,9 @@ func (g *generation) serve(orders <-chan control.Message) int {
 			}
 		}
 		select {
-		case committed := <-upgraded:
+		case final := <-upgraded:
 			upgrade, upgraded = nil, nil
-			if committed {
+			if final {
 				g.out.flush(time.Second)
 				g.server.Close()
 				return client.ExitOK
@@ -66,7 +66,7 @@ func (g *generation) serve(orders <-chan control.Message) int {
 			}
 		case m := <-orders:
 			switch m.Type {
-			case control.TypeUpgrade: // one at a time: the previous one has reported its outcome
+			case control.TypeUpgrade: // one at a time: the previous one has reported
 				next = m.Upgrade
 			case control.TypeCancel:
 				if next != nil {

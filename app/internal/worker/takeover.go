@@ -72,7 +72,7 @@ func (t *takeover) run(ctx context.Context) error {
 		return t.giveUp(ctx, loadErr)
 	}
 	if welcome.Reload.Repair {
-		g.repaired.Store(true)
+		g.repairAsked.Store(true)
 	}
 	set, err := g.assemble(func(stage, module string) { t.p.Progress(ctx, stage, module) })
 	if err != nil {
@@ -160,7 +160,7 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 // commit takes over everything. From here on this generation owns it.
 func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore time.Duration) {
 	g, took := t.g, time.Now()
-	changed := t.changed()
+	changed := t.markChanged()
 	t.set.progress = silent
 	needed := false
 	for _, in := range t.set.list {
@@ -234,8 +234,8 @@ func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) 
 	return moved
 }
 
-// changed returns the modules with changed code or configuration.
-func (t *takeover) changed() []string {
+// markChanged returns the modules with markChanged code or configuration.
+func (t *takeover) markChanged() []string {
 	old := map[string]handoff.ModuleInfo{}
 	for _, m := range t.welcome.Modules {
 		old[m.Name] = m

@@ -21,7 +21,8 @@ type attempt struct {
 	expedited <-chan struct{} // closed when the probation and the drain must end now
 	candidate *handoff.Candidate
 	began     time.Time
-	heldSince time.Time
+	heldSince time.Time         // when the last attempt to hold began
+	pause     time.Duration     // in which nobody was served, up to the moment when this generation served again
 	held      *serve.Held       // nil until the server is held
 	handed    *serve.HandedOver // nil before the commit
 	stages    map[client.Stage]float64
@@ -35,12 +36,12 @@ type attempt struct {
 	cancelled int             // requests and connections that the hold has cancelled
 }
 
-// upgrade hands over to another binary. It reports whether that generation has
-// taken over and is final; if not, this one serves again and has reported why.
+// upgrade hands over to another binary. It reports whether that generation is
+// final; if not, this one serves again and has reported why.
 // ctx cancels the upgrade until it commits.
-func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedited <-chan struct{}) (committed bool) {
+func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedited <-chan struct{}) (final bool) {
 	a := &attempt{g: g, order: order, expedited: expedited, began: time.Now(), stages: map[client.Stage]float64{}}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload's timeout is over"))
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload timed out"))
 	defer cancel()
 
 	err := a.prepare(ctx)
@@ -145,20 +146,21 @@ func (a *attempt) limits() limits {
 
 // hold holds the server. It tries for a short time first. If requests in flight
 // do not end, the server goes on and hold tries for longer, until the drain time
-// is over. Then it refuses the reload, unless requests may be cancelled.
+// is over. In the last attempt HTTP requests are cancelled if the order says
+// force, or if hot_reload is on; otherwise the reload is refused.
 func (a *attempt) hold(ctx context.Context) error {
 	g := a.g
 	began := time.Now()
 	a.stage(handoff.StageHold, a.limits().hold())
 	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
-		waited := time.Since(began)+pause >= g.cfg.App.Drain // after this attempt
-		err := a.holdFor(ctx, pause, waited && (a.order.Force || g.cfg.App.HotReload))
+		last := time.Since(began)+pause >= g.cfg.App.Drain
+		err := a.holdFor(ctx, pause, last && (a.order.Force || g.cfg.App.HotReload))
 		if err == nil {
 			break
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
-		} else if !waited {
+		} else if !last {
 			select {
 			case <-time.After(min(pause, g.cfg.App.Drain)):
 				continue
@@ -180,6 +182,11 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	a.heldSince = time.Now()
+	defer func() {
+		if err != nil {
+			a.pause += time.Since(a.heldSince)
+		}
+	}()
 	if !force {
 		a.held, err = a.g.server.Hold(ctx)
 		return err
@@ -252,7 +259,7 @@ func (a *attempt) kill() {
 func (a *attempt) await() {
 	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
 	defer cancel()
-	a.candidate.Await(ctx)
+	a.candidate.AwaitExit(ctx)
 }
 
 // rollBack starts fresh values of the modules and serves what was held. They
@@ -260,11 +267,11 @@ func (a *attempt) await() {
 // from the states that this generation has exported. more, if not nil, adopts
 // connections that come back.
 func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
-	a.stage("rollback", a.limits().rollback()+2*a.g.cfg.App.HookTimeout)
+	a.stage(client.StageRollback, a.limits().rollback()+2*a.g.cfg.App.HookTimeout)
 	if a.handed != nil {
 		a.handed.Stop()
 	}
-	r := a.g.restart(returned, a.states)
+	r := a.g.startAgainLocked(returned, a.states)
 	a.down, a.lost, a.reverted = r.down, r.lost, r.older
 	resume := a.held.Resume
 	if a.handed != nil {
@@ -276,6 +283,7 @@ func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serv
 			more(adopt)
 		}
 	})
+	a.pause += time.Since(a.heldSince)
 }
 
 // dismiss ends a candidate that has only prepared. Its modules have the time of
@@ -312,10 +320,10 @@ func (a *attempt) fail(err error) {
 		r.Committed, r.Reverted = true, a.reverted
 	}
 	if a.order.Repair {
-		a.g.repaired.Store(false) // a repair may be asked for again
+		a.g.repairAsked.Store(false) // a repair may be asked for again
 	}
-	if !a.heldSince.IsZero() {
-		r.StagesMS[client.StagePause] = client.Milliseconds(time.Since(a.heldSince))
+	if a.pause > 0 {
+		r.StagesMS[client.StagePause] = client.Milliseconds(a.pause)
 	}
 	a.g.report(nil)
 	a.g.send(control.Message{Type: control.TypeReport, Report: r})
