@@ -66,8 +66,8 @@ fmt: ## format the code
 	gofmt -w .
 
 rename: ## give the module another path: make rename MODULE=github.com/you/orchestrator
-	@test -n "$(MODULE)" || { echo "make rename MODULE=github.com/you/orchestrator"; exit 2; }
-	@old=$$($(GO) list -m) && git ls-files | xargs grep -IlF "$$old" | xargs sed -i.bak "s#$$old#$(MODULE)#g" && git ls-files | sed 's/$$/.bak/' | xargs rm -f
+	@printf '%s' '$(MODULE)' | grep -qE '^[a-z0-9.-]+\.[a-z0-9.-]+(/[A-Za-z0-9._~-]+)+$$' || { echo "make rename MODULE=github.com/you/orchestrator: a path without spaces, whose first part has a dot"; exit 2; }
+	@old=$$($(GO) list -m) && git ls-files ':!CHANGELOG.md' ':!docs/decisions.md' | xargs grep -IlF "$$old" | xargs sed -i.bak "s#$$old#$(MODULE)#g" && git ls-files | sed 's/$$/.bak/' | xargs rm -f
 	gofmt -w . && $(GO) build ./...
 
 .PHONY: help build run test crash soak bench bench-heavy edits fuzz lint check fmt rename

@@ -99,7 +99,7 @@ func TestUsage(t *testing.T) {
 		{"reload --teleport", "unknown flag: --teleport"},
 		{"reload now", `unknown command "now"`},
 		{"reload --build --binary x", "--build and --binary exclude each other"},
-		{"reload --timeout 0s", "--timeout must be above zero"},
+		{"reload --timeout 0s", "--timeout must be at least 1ms"},
 		{"reload --timeout soon", "invalid argument"},
 		{"status --follow", "unknown flag: --follow"},
 		{"run fast", `unknown command "fast"`},

@@ -31,8 +31,8 @@ func reloadCommand(file *string) *cobra.Command {
 		if r.Build && r.Binary != "" {
 			return errors.New("--build and --binary exclude each other")
 		}
-		if *timeout <= 0 {
-			return errors.New("--timeout must be above zero")
+		if *timeout < time.Millisecond {
+			return errors.New("--timeout must be at least 1ms")
 		}
 		r.TimeoutMS = timeout.Milliseconds()
 		if r.Binary != "" {

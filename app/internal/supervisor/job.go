@@ -42,6 +42,7 @@ type job struct {
 	trigger []string // paths, shortened for people
 	changed []string // the packages of these files and those that import them
 	unknown bool     // it is unknown which packages changed
+	own     []string // changed packages that the supervisor runs too
 
 	cancel    context.CancelCauseFunc // cancels the work in the background
 	expired   error                   // set when its last request has expired
@@ -212,8 +213,8 @@ func (s *supervisor) conclude(f facts) client.Outcome {
 
 // notes returns what people should know about a job that succeeds.
 func (s *supervisor) notes(j *job) (notes []string) {
-	if own := ownCode(s.plan.inputs, j.paths); len(own) > 0 {
-		notes = append(notes, ownCodeNote(own))
+	if len(j.own) > 0 {
+		notes = append(notes, ownCodeNote(j.own))
 	}
 	if j.note != "" {
 		notes = append(notes, "built the long way, by go build: "+j.note)

@@ -188,8 +188,10 @@ func (s *supervisor) nameChange() {
 	if len(j.paths) == 0 || p.current.snap == nil {
 		j.unknown = true // requested for a reason that only the requester knows
 	}
-	if p.current.snap == nil {
+	if p.current.snap == nil { // it is unknown what serves, so nothing is known to have changed
 		j.trigger = nil
+	} else {
+		j.own = ownCode(p.inputs, j.paths)
 	}
 }
 

@@ -398,6 +398,29 @@ func TestReload_buildsWithoutHotReload(t *testing.T) {
 	})
 }
 
+// TestOwnCode_isNoted when it has changed, and not when it is unknown whether it
+// has.
+func TestOwnCode_isNoted(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.builder.own = true
+		k := w.first()
+		r := w.reload(client.ReloadRequest{Build: true})
+		w.builds().succeeds()
+		c := k.takesOver()
+		if o := r.gets(client.Reloaded); len(o.Notes) > 0 {
+			t.Errorf("nothing is known to have changed, and the notes are %q", o.Notes)
+		}
+		c.final(k)
+		w.write(source, "changed\n")
+		r = w.reload(client.ReloadRequest{Build: true})
+		w.builds().succeeds()
+		c.takesOver()
+		if o := r.gets(client.Reloaded); len(o.Notes) != 1 || !strings.Contains(o.Notes[0], "p/hello is live in the supervisor after restarting run") {
+			t.Errorf("the supervisor's own code has changed, and the notes are %q", o.Notes)
+		}
+	})
+}
+
 func TestReload_saysWhyNothingCanBeBuilt(t *testing.T) {
 	for name, brk := range map[string]func(*world){
 		"no go command":   func(w *world) { w.builder.broken = errors.New("no go command") },

@@ -577,6 +577,7 @@ type fakeBuilder struct {
 	listed chan error
 	calls  chan *fakeBuild
 	onList func() // nil for nothing
+	own    bool   // the supervisor imports the package that is saved
 	closed bool
 }
 
@@ -597,6 +598,9 @@ func (b *fakeBuilder) Inputs(context.Context) (*sources.Inputs, error) {
 	}}
 	if text, _ := os.ReadFile(filepath.Join(b.w.dir, source)); strings.Contains(string(text), "p/extra") {
 		in.Packages["p/extra"] = sources.Package{ImportPath: "p/extra", Dir: filepath.Join(b.w.dir, "extra"), Files: []string{"x.go"}}
+	}
+	if b.own {
+		in.Packages[supervisorPackage] = sources.Package{ImportPath: supervisorPackage, Dir: filepath.Join(b.w.dir, "supervisor"), Imports: []string{"p/hello"}}
 	}
 	if b.onList != nil {
 		b.onList()
