@@ -55,7 +55,7 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 		}
 	}
 	name := regexp.MustCompile(`\b(?:[a-z0-9]+\.)?(?:Test|Fuzz|Benchmark)[A-Z]\w*`)
-	for _, doc := range []string{"../docs/GUARANTEES.md", "../docs/ARCHITECTURE.md", "../CONTRIBUTING.md", "../README.md"} {
+	for _, doc := range []string{"../docs/GUARANTEES.md", "../docs/ARCHITECTURE.md", "../docs/TRACK.md", "../docs/BENCHMARKS.md", "../docs/MODULES.md", "../docs/decisions.md", "../CONTRIBUTING.md", "../SECURITY.md", "../STYLE.md", "../README.md"} {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
