@@ -41,49 +41,70 @@ type socket interface {
 // returns an error, the server drops the conn, and nothing that it writes or
 // calls has an effect. The socket stays open, with the bytes that the server
 // has read of the head and those that the client sends.
+//
+// The phases, and what moves a conn from one to the next:
+//
+//	       readHead finds the end of the head
+//	Head ─────────────────────────────────────▶ HeadRead
+//	 ▲ │                                            │ begin: a handler runs
+//	 │ │ a hold, by interrupt                       ▼
+//	 │ ▼                               Length (body known) or Chunks
+//	 │ detached: the end                            │ │
+//	 │                                              │ │ the last chunk: Length, nothing left
+//	 └──────────────────────────────────────────────┘ │
+//	   idle, with the whole body read                 │ the server reads on, or idle with
+//	                                                  ▼ a body unread, or hijack
+//	 Head ◀──────────────────────────────────────  Unknown
+//	   a read of the whole server buffer while no handler runs
+//
+// Only in Head can a conn be detached. In Length and Chunks Read ends at the end
+// of the body; what has come of the next request stays in buffered. In Unknown a
+// hold waits until the connection closes or is known again.
 type conn struct {
 	socket
-	kind *http1
+	group *http1
 
-	mu      sync.Mutex // guards the fields below; released while the socket is read
-	phase   phase
-	head    head   // of the request that is being read
-	read    []byte // bytes of an incomplete head that the server has got
-	pending []byte // bytes read from the socket that the server has not got
-	left    int64  // bytes left of a body of known length
-	chunks  chunks // position in a chunked body
+	mu       sync.Mutex // guards the fields below; released while the socket is read
+	phase    phase
+	head     head   // position in the head that is being read
+	headRead []byte // bytes of that head that the server has
+	buffered []byte // bytes read from the socket that the server does not have
+	bodyLeft int64  // bytes left of a body of known length
+	chunks   chunks // position in a chunked body
 
-	waiting     bool          // a Read of a head is outstanding
-	interrupted bool          // that Read is being ended
-	blocked     chan struct{} // closed to end a Read beyond the request; nil if there is none
-	expired     bool          // the read deadline is in the past
-	detached    bool
-	spoiled     bool // a hold has cancelled a request, and so the context of all later ones
+	waiting      bool          // readHead reads the socket
+	interrupted  bool          // that read is being ended by interrupt
+	blocked      chan struct{} // closed to end a backgroundRead; nil if there is none
+	expired      bool          // the read deadline is in the past
+	detached     bool          // the server has let go, or is about to; the socket is a Detached's
+	hadCancelled bool          // a hold has cancelled a request, and so the parent context of all later ones
 
 	hijacked bool
 	owner    string  // owner of the stream that a hijacked conn may become
-	stream   *Stream // the stream that the conn has become
+	stream   *Stream // the stream that the conn has become; nil for none
 
-	active    bool // a handler runs
-	method    string
-	path      string
-	answered  bool // the first bytes of the answer were written
-	endless   bool // the answer is an event stream
-	cancel    context.CancelCauseFunc
-	cancelled bool // cancel was called for the running handler
+	active    bool                    // a handler runs
+	method    string                  // method of its request
+	path      string                  // path of its request
+	answered  bool                    // the first bytes of its answer were written
+	endless   bool                    // its answer is an event stream
+	cancel    context.CancelCauseFunc // cancels its context
+	cancelled bool                    // cancel was called for it
 }
 
 // phase is what the next bytes from the client are.
 type phase int
 
 const (
-	phaseHead    phase = iota
-	phaseWhole         // the server has a complete head and no handler has begun
-	phaseLength        // a body of known length, or none
-	phaseChunks        // a chunked body
-	phaseUnknown       // the server may have buffered bytes of the next request
+	phaseHead     phase = iota // a head, or the rest of one
+	phaseHeadRead              // a body: the server has the head and no handler has begun
+	phaseLength                // a body of known length, perhaps none
+	phaseChunks                // a chunked body
+	phaseUnknown               // unknown: the server may have buffered some of the next request
 )
 
+// Read implements net.Conn. A case that does not return goes on below the switch:
+// the server wants more than the request has.
 func (c *conn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,17 +117,17 @@ func (c *conn) Read(p []byte) (int, error) {
 	switch c.phase {
 	case phaseHead:
 		return c.readHead(p)
-	case phaseWhole:
+	case phaseHeadRead:
 		if len(p) == 1 { // may begin before the handler does
-			return c.watch(p)
+			return c.backgroundRead(p)
 		}
 	case phaseLength:
-		if c.left == 0 && len(p) == 1 {
-			return c.watch(p)
+		if c.bodyLeft == 0 && len(p) == 1 {
+			return c.backgroundRead(p)
 		}
-		if c.left > 0 {
-			n, err := c.receiveLocked(p[:min(int64(len(p)), c.left)])
-			c.left -= int64(n)
+		if c.bodyLeft > 0 {
+			n, err := c.receiveLocked(p[:min(int64(len(p)), c.bodyLeft)])
+			c.bodyLeft -= int64(n)
 			return n, err
 		}
 	case phaseChunks:
@@ -114,7 +135,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if end := c.chunks.end(p[:n]); end >= 0 {
 			c.unreceive(p[end:n])
 			n = end
-			c.phase, c.left = phaseLength, 0
+			c.phase, c.bodyLeft = phaseLength, 0
 		}
 		return n, err
 	}
@@ -123,12 +144,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	return c.receiveLocked(p)
 }
 
-// receiveLocked returns pending bytes, or else reads the socket. c.mu is held, and
+// receiveLocked returns buffered bytes, or else reads the socket. c.mu is held, and
 // released while the socket is read.
 func (c *conn) receiveLocked(p []byte) (int, error) {
-	if len(c.pending) > 0 {
-		n := copy(p, c.pending)
-		c.pending = c.pending[:copy(c.pending, c.pending[n:])]
+	if len(c.buffered) > 0 {
+		n := copy(p, c.buffered)
+		c.buffered = c.buffered[:copy(c.buffered, c.buffered[n:])]
 		return n, nil
 	}
 	c.mu.Unlock()
@@ -139,14 +160,14 @@ func (c *conn) receiveLocked(p []byte) (int, error) {
 // unreceive puts back bytes that belong to the next request.
 func (c *conn) unreceive(p []byte) {
 	if len(p) > 0 {
-		c.pending = append(bytes.Clone(p), c.pending...)
+		c.buffered = append(bytes.Clone(p), c.buffered...)
 	}
 }
 
 // readHead reads up to the end of a head, unless the server holds.
 func (c *conn) readHead(p []byte) (int, error) {
 	for {
-		if c.kind.holding.Load() {
+		if c.group.holding.Load() {
 			c.detached = true
 			return 0, errDetached
 		}
@@ -165,21 +186,21 @@ func (c *conn) readHead(p []byte) (int, error) {
 		}
 		if end := c.head.end(p[:n]); end >= 0 {
 			c.unreceive(p[end:n])
-			c.phase, c.read = phaseWhole, nil
+			c.phase, c.headRead = phaseHeadRead, nil
 			return end, err
 		}
-		c.read = append(c.read, p[:n]...)
+		c.headRead = append(c.headRead, p[:n]...)
 		if n > 0 || err != nil {
 			return n, err
 		}
 	}
 }
 
-// watch is the server's read of one byte that notices when a client goes away
+// backgroundRead is the server's read of one byte that notices when a client goes away
 // while its request is handled. A byte that arrives belongs to the next
 // request: it is kept, and the read blocks until the server ends it.
-func (c *conn) watch(p []byte) (int, error) {
-	if len(c.pending) == 0 {
+func (c *conn) backgroundRead(p []byte) (int, error) {
+	if len(c.buffered) == 0 {
 		n, err := c.receiveLocked(p)
 		if n == 0 {
 			return 0, err
@@ -196,7 +217,7 @@ func (c *conn) watch(p []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// unblockLocked ends the wait of watch. c.mu is held.
+// unblockLocked ends the wait of backgroundRead. c.mu is held.
 func (c *conn) unblockLocked() {
 	if c.blocked != nil {
 		close(c.blocked)
@@ -231,8 +252,8 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) idle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.head, c.read = head{}, nil
-	if c.phase == phaseLength && c.left == 0 {
+	c.head, c.headRead = head{}, nil
+	if c.phase == phaseLength && c.bodyLeft == 0 {
 		c.phase = phaseHead
 	} else {
 		c.phase = phaseUnknown
@@ -248,10 +269,10 @@ func (c *conn) begin(r *http.Request) bool {
 		return false
 	}
 	switch {
-	case c.phase != phaseWhole:
+	case c.phase != phaseHeadRead:
 		c.phase = phaseUnknown
 	case r.ContentLength >= 0:
-		c.phase, c.left = phaseLength, r.ContentLength
+		c.phase, c.bodyLeft = phaseLength, r.ContentLength
 	default:
 		c.phase, c.chunks = phaseChunks, chunks{}
 	}
@@ -276,8 +297,8 @@ func (c *conn) hijack() {
 	c.hijacked, c.phase = true, phaseUnknown
 }
 
-// own records who owns the stream that the conn may become.
-func (c *conn) own(owner string) {
+// setOwner records who owns the stream that the conn may become.
+func (c *conn) setOwner(owner string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.owner = owner
@@ -291,9 +312,9 @@ func (c *conn) Movable(unread []byte) net.Conn {
 	if !c.hijacked || c.owner == "" || c.stream != nil {
 		return nil
 	}
-	all := append(bytes.Clone(unread), c.pending...)
-	c.stream = newStream(c.kind.server.streams, c.socket, Detached{Kind: KindStream, Owner: c.owner, Unread: all})
-	c.pending = nil
+	all := append(bytes.Clone(unread), c.buffered...)
+	c.stream = newStream(c.group.server.streams, c.socket, Detached{Kind: KindStream, Owner: c.owner, Unread: all})
+	c.buffered = nil
 	return c.stream
 }
 
@@ -342,7 +363,7 @@ func (c *conn) CloseWrite() error {
 	if detached {
 		return nil
 	}
-	c.kind.forget(c, false)
+	c.group.forget(c, false)
 	return c.socket.CloseWrite()
 }
 
@@ -353,7 +374,7 @@ func (c *conn) Close() error {
 	detached := c.detached
 	c.unblockLocked()
 	c.mu.Unlock()
-	if c.kind.forget(c, detached) && detached {
+	if c.group.forget(c, detached) && detached {
 		return nil
 	}
 	return c.socket.Close()
@@ -363,7 +384,7 @@ func (c *conn) Close() error {
 func (c *conn) unread() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append(c.read, c.pending...)
+	return append(c.headRead, c.buffered...)
 }
 
 // cancelRequest cancels the context of the running handler, with
@@ -372,9 +393,9 @@ func (c *conn) cancelRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.active && !c.cancelled {
-		c.spoiled, c.cancelled = true, true
-		c.kind.server.cancelled.Add(1)
-		c.cancel(c.kind.server.opts.Reloading)
+		c.hadCancelled, c.cancelled = true, true
+		c.group.server.cancelled.Add(1)
+		c.cancel(c.group.server.opts.Reloading)
 		if c.hijacked {
 			c.socket.SetReadDeadline(time.Unix(1, 0))
 		}
@@ -386,7 +407,7 @@ func (c *conn) cancelRequest() bool {
 func (c *conn) wasCancelled() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.spoiled
+	return c.hadCancelled
 }
 
 // renew makes a context for a request that follows a cancelled one.

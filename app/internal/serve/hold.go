@@ -73,7 +73,7 @@ func (s *Server) wait(ctx context.Context) error {
 	for {
 		idle, endless := s.stopped(), true
 		for _, k := range slices.Concat(rounds[:paused]...) {
-			i, e := k.state()
+			i, e := k.idleness()
 			idle, endless = idle && i, endless && (i || e)
 		}
 		switch {
@@ -87,7 +87,7 @@ func (s *Server) wait(ctx context.Context) error {
 			return nil
 		case endless && s.stopped():
 			for _, k := range slices.Concat(rounds[:paused]...) {
-				if idle, _ := k.state(); !idle {
+				if idle, _ := k.idleness(); !idle {
 					k.cancel()
 				}
 			}
@@ -160,7 +160,7 @@ func (h *Held) Resume(fill func(adopt func([]Detached))) {
 func (h *Held) HandOver() (handed *HandedOver, conns []Detached, closed int) {
 	h.end()
 	for _, k := range slices.Concat(h.server.rounds()...) {
-		more, n := k.give()
+		more, n := k.detachAll()
 		conns, closed = append(conns, more...), closed+n
 	}
 	return &HandedOver{server: h.server}, conns, closed
@@ -216,7 +216,7 @@ func (h *HandedOver) Recall(ctx context.Context) {
 	h.Stop()
 	p := h.server.pinned
 	for {
-		if idle, endless := p.state(); idle || endless {
+		if idle, endless := p.idleness(); idle || endless {
 			return
 		}
 		select {

@@ -65,7 +65,7 @@ func connContext(ctx context.Context, nc net.Conn) context.Context {
 // Own records the owner of r's connection, in case a handler hijacks it.
 func Own(r *http.Request, owner string) {
 	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
-		c.own(owner)
+		c.setOwner(owner)
 	}
 }
 
@@ -145,7 +145,7 @@ func (k *http1) adopt(d Detached) {
 	if !ok {
 		return
 	}
-	c := &conn{socket: sock, kind: k, pending: d.Unread}
+	c := &conn{socket: sock, group: k, buffered: d.Unread}
 	k.mu.Lock()
 	k.conns[c] = struct{}{}
 	k.mu.Unlock()
@@ -197,7 +197,7 @@ func (k *http1) pause() {
 	}
 }
 
-func (k *http1) state() (idle, endless bool) {
+func (k *http1) idleness() (idle, endless bool) {
 	conns := k.connections()
 	for _, c := range conns {
 		if _, endless := c.busy(); !endless {
@@ -249,7 +249,7 @@ func (k *http1) resume() {
 	}
 }
 
-func (k *http1) give() (conns []Detached, closed int) {
+func (k *http1) detachAll() (conns []Detached, closed int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	conns, k.detached = k.detached, nil

@@ -53,7 +53,7 @@ type pinnedRequest struct {
 	endless bool
 	cancel  context.CancelCauseFunc
 	conn    *pinnedConn // nil if another process forwarded the request
-	kind    *pinned
+	group   *pinned
 
 	cancelled bool
 }
@@ -88,7 +88,7 @@ func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
 // pinnedConn is the socket under a pinned connection.
 type pinnedConn struct {
 	net.Conn
-	kind   *pinned
+	group  *pinned
 	unread []byte
 	closed chan struct{}
 	once   sync.Once
@@ -98,7 +98,7 @@ type pinnedConn struct {
 }
 
 func (k *pinned) add(nc net.Conn, unread []byte) *pinnedConn {
-	c := &pinnedConn{Conn: nc, kind: k, unread: unread, closed: make(chan struct{})}
+	c := &pinnedConn{Conn: nc, group: k, unread: unread, closed: make(chan struct{})}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.conns[c] = struct{}{}
@@ -156,10 +156,10 @@ func (c *pinnedConn) Read(p []byte) (int, error) {
 }
 
 func (c *pinnedConn) await() error {
-	for c.kind.holding.Load() && (c.active.Load() == 0 || c.kind.full.Load()) {
-		c.kind.mu.Lock()
-		released := c.kind.released
-		c.kind.mu.Unlock()
+	for c.group.holding.Load() && (c.active.Load() == 0 || c.group.full.Load()) {
+		c.group.mu.Lock()
+		released := c.group.released
+		c.group.mu.Unlock()
 		if released == nil {
 			return nil
 		}
@@ -183,7 +183,7 @@ func (k *pinned) connContext(ctx context.Context, nc net.Conn) context.Context {
 func (c *pinnedConn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
-		k := c.kind
+		k := c.group
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		delete(k.conns, c)
@@ -201,7 +201,7 @@ var errClientGone = errors.New("serve: the client went away while its request wa
 func (k *pinned) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	req := &pinnedRequest{kind: k, route: r.Method + " " + r.URL.Path, cancel: cancel}
+	req := &pinnedRequest{group: k, route: r.Method + " " + r.URL.Path, cancel: cancel}
 	req.conn, _ = r.Context().Value(connKey{}).(*pinnedConn)
 	h, err := k.enter(ctx, req)
 	if err != nil {
@@ -261,10 +261,10 @@ func (w *pinnedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // neverEnds marks a request that a hold does not wait for.
 func (r *pinnedRequest) neverEnds() {
-	r.kind.mu.Lock()
-	defer r.kind.mu.Unlock()
+	r.group.mu.Lock()
+	defer r.group.mu.Unlock()
 	r.endless = true
-	r.kind.server.notify()
+	r.group.server.notify()
 }
 
 // enter queues a request until the hold ends, and returns its handler.
@@ -336,7 +336,7 @@ func (k *pinned) forwardTo(to http.Handler) {
 	}
 }
 
-func (k *pinned) state() (idle, endless bool) {
+func (k *pinned) idleness() (idle, endless bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for req := range k.requests {
@@ -378,7 +378,7 @@ func (k *pinned) adopt(d Detached) { k.pass(k.forwarded, d.Conn) }
 // waiting returns 0: pinned connections do not move.
 func (k *pinned) waiting() int { return 0 }
 
-func (k *pinned) give() (conns []Detached, closed int) { return nil, 0 }
+func (k *pinned) detachAll() (conns []Detached, closed int) { return nil, 0 }
 
 func (k *pinned) count() int {
 	k.mu.Lock()

@@ -10,13 +10,32 @@
 //
 // There are several kinds of connections, each in a file: HTTP/1.1 (http1.go),
 // streams, which an owner handles (streams.go), and pinned connections, which
-// cannot move (pinned.go). Each is a [kind].
+// cannot move (pinned.go). Each is a [group].
+//
+// One connection through one hold, in the middle of a request's head:
+//
+//  1. [Server.Hold] has each group pause (hold.go:wait). http1.pause interrupts
+//     every conn (conn.interrupt).
+//  2. The read that net/http waits for ends: conn.readHead marks the conn as
+//     detached and returns errDetached. net/http gives up and closes the conn;
+//     conn.Close leaves the socket open, and http1.forget keeps the conn.
+//  3. When all groups are idle the hold has come about. With [Held.Release] or
+//     [Held.Resume] http1.resume adopts the socket again, with the bytes of the
+//     head. With [Held.HandOver] http1.detachAll returns it as a [Detached],
+//     which another process passes to [Server.Adopt].
+//
+// A conn whose handler runs is left alone until the handler has returned: then
+// its next readHead detaches it. A stream is told to move (Stream.move): its
+// handler returns, and Stream.detach has what moves along. A pinned connection
+// stays; its requests wait until the hold ends (pinnedConn).
 //
 // The package knows nothing of generations or modules: it has one handler.
 //
 // Locks, in the order in which they may be taken: Stream.reads, Stream.writes,
-// the mutex of a kind, Stream.mu or conn.mu, Server.mu. None is held while a
-// handler runs, except that a handler's own calls take those of its connection.
+// the mutex of a group, Stream.mu or conn.mu, Server.mu. None is held while a
+// handler runs, with two exceptions: a handler's own calls take those of its
+// connection, and Stream.writes is held beside a new handler until what was
+// queued is written.
 package serve
 
 import (
@@ -70,15 +89,15 @@ type Options struct {
 	Reloading error // cause of a request's context that a hold cancels
 }
 
-// kind is one way in which connections are served. A hold treats all kinds
+// group is one way in which connections are served. A hold treats all groups
 // alike.
-type kind interface {
+type group interface {
 	// pause begins a hold: idle connections are detached, others as soon as
 	// they are idle, and nothing new begins.
 	pause()
-	// state reports whether nothing is in flight, or else whether nothing of
-	// what is in flight ever ends by itself.
-	state() (idle, endless bool)
+	// idleness reports whether nothing is in flight. If something is, endless
+	// reports whether all of it is of a sort that never ends by itself.
+	idleness() (idle, endless bool)
 	// busy names what is in flight.
 	busy() []string
 	// cancel cancels what is in flight and ends the wait for slow clients.
@@ -87,9 +106,9 @@ type kind interface {
 	waiting() int
 	// resume ends the hold: detached connections are served again.
 	resume()
-	// give returns the detached connections. Those that cannot go on elsewhere
+	// detachAll returns the detached connections. Those that cannot go on elsewhere
 	// are closed and counted.
-	give() (conns []Detached, closed int)
+	detachAll() (conns []Detached, closed int)
 	// adopt serves a connection. It takes responsibility for it.
 	adopt(Detached)
 	// close closes all connections.
@@ -114,11 +133,11 @@ type Server struct {
 	holding   bool
 }
 
-// rounds returns all kinds, in the order in which a hold pauses them: a handler
+// rounds returns all groups, in the order in which a hold pauses them: a handler
 // of a later round may be in the middle of a call to a handler of an earlier
 // one.
-func (s *Server) rounds() [][]kind {
-	return [][]kind{{s.http1, s.pinned}, {s.streams}}
+func (s *Server) rounds() [][]group {
+	return [][]group{{s.http1, s.pinned}, {s.streams}}
 }
 
 // listener is an accepting socket and its goroutine's state.

@@ -17,9 +17,9 @@ const (
 	maxKept   = 64 << 10 // bytes for [Stream.Keep]
 	maxLine   = 64 << 10 // bytes of a line for [Stream.ReadLine]
 
-	// lastOutput is how long a client may take to receive what is queued when
+	// flushTimeout is how long a client may take to receive what is queued when
 	// its connection is closed.
-	lastOutput = time.Second
+	flushTimeout = time.Second
 )
 
 var (
@@ -33,30 +33,43 @@ var (
 // owner, whose handler reads and writes it. When it moves, reads return
 // Options.Moving and writes are queued. What was read and not marked as handled
 // moves along, and so does what the client has not received.
+//
+//	       move (a hold)                the handler returns Moving
+//	open ───────────────▶ moving ────────────────────────────────▶ detach: closed
+//	 ▲ │                     │                                     here, goes on elsewhere
+//	 │ │                     │ the hold ends here: reset,
+//	 │ └─────────┐           │ and a new handler
+//	 └───────────┼───────────┘
+//	             │ the handler returns anything else
+//	             ▼
+//	           ending ──── what is queued is sent, within flushTimeout ──▶ closed
+//
+// After open no handler reads until the handlers of all streams want to, or
+// openLimit is over; see streams.open.
 type Stream struct {
 	socket
-	kind  *streams
+	group *streams
 	owner string
 
 	reads  sync.Mutex // held by a reader
 	writes sync.Mutex // held by a writer; locked before mu
 
-	mu       sync.Mutex // guards the fields below
-	moving   bool
-	moved    chan struct{} // closed when moving is set
-	begun    chan struct{} // closed by a handler's first read, or its end
-	reading  bool          // begun is closed
-	ending   bool          // the handler has returned for good
-	closed   bool
-	unread   []byte // bytes read and not marked as handled
-	given    int    // bytes of unread that the handler has got
-	unmarked bool   // more was read than is kept, so unread is lost
-	unsent   []byte
-	kept     []byte
+	mu         sync.Mutex    // guards the fields below
+	moving     bool          // the handler has been told to let go
+	moveBegan  chan struct{} // closed when moving is set
+	readBegan  chan struct{} // closed by a handler's first read, or its end
+	reading    bool          // readBegan is closed
+	ending     bool          // the handler has returned for good
+	closed     bool          // the socket is closed, or a Detached's
+	unread     []byte        // bytes read and not marked as handled
+	delivered  int           // bytes of unread that the handler has
+	overflowed bool          // more than maxUnread was read without a Mark, so unread is incomplete
+	unsent     []byte        // bytes written that wait for the end of the move
+	kept       []byte        // bytes that the owner keeps for its next handler
 }
 
 func newStream(k *streams, sock socket, d Detached) *Stream {
-	st := &Stream{socket: sock, kind: k, owner: d.Owner, unread: d.Unread, unsent: d.Unsent, kept: d.Kept}
+	st := &Stream{socket: sock, group: k, owner: d.Owner, unread: d.Unread, unsent: d.Unsent, kept: d.Kept}
 	st.reset()
 	return st
 }
@@ -65,8 +78,8 @@ func newStream(k *streams, sock socket, d Detached) *Stream {
 func (st *Stream) reset() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.moving, st.reading, st.given = false, false, 0
-	st.moved, st.begun = make(chan struct{}), make(chan struct{})
+	st.moving, st.reading, st.delivered = false, false, 0
+	st.moveBegan, st.readBegan = make(chan struct{}), make(chan struct{})
 	st.socket.SetDeadline(time.Time{})
 }
 
@@ -76,7 +89,7 @@ func (st *Stream) move() {
 	defer st.mu.Unlock()
 	if !st.moving && !st.ending {
 		st.moving = true
-		close(st.moved)
+		close(st.moveBegan)
 		st.socket.SetDeadline(time.Unix(1, 0))
 	}
 }
@@ -84,16 +97,16 @@ func (st *Stream) move() {
 func (st *Stream) tooMuchUnmarked() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	return st.unmarked
+	return st.overflowed
 }
 
 // finish closes a stream after its handler has ended, once the client has
-// received what is queued or has had lastOutput to do so.
+// received what is queued or has had flushTimeout to do so.
 func (st *Stream) finish(flushed <-chan struct{}) {
 	st.mu.Lock()
 	st.ending = true
 	if !st.closed {
-		st.socket.SetWriteDeadline(time.Now().Add(lastOutput))
+		st.socket.SetWriteDeadline(time.Now().Add(flushTimeout))
 	}
 	st.mu.Unlock()
 	<-flushed
@@ -110,12 +123,12 @@ func (st *Stream) sendQueuedLocked() {
 		st.mu.Unlock()
 		return
 	}
-	st.socket.SetWriteDeadline(time.Now().Add(lastOutput))
+	st.socket.SetWriteDeadline(time.Now().Add(flushTimeout))
 	st.mu.Unlock()
 	st.socket.Write(unsent)
 }
 
-// isClosed reports whether the stream was closed or given away.
+// isClosed reports whether the stream was closed or detached.
 func (st *Stream) isClosed() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -129,9 +142,9 @@ func (st *Stream) Moving() bool {
 	return st.moving
 }
 
-// take gives away a stream whose handler has ended. After an error it is
-// closed.
-func (st *Stream) take() (Detached, error) {
+// detach returns a stream whose handler has ended, to be adopted elsewhere.
+// After an error it is closed.
+func (st *Stream) detach() (Detached, error) {
 	st.writes.Lock()
 	defer st.writes.Unlock()
 	st.mu.Lock()
@@ -140,7 +153,7 @@ func (st *Stream) take() (Detached, error) {
 		return Detached{}, net.ErrClosed
 	}
 	st.closed = true
-	if st.unmarked {
+	if st.overflowed {
 		st.socket.Close()
 		return Detached{}, errUnmarked
 	}
@@ -153,7 +166,7 @@ func (st *Stream) Ready() {
 	defer st.mu.Unlock()
 	if !st.reading {
 		st.reading = true
-		close(st.begun)
+		close(st.readBegan)
 	}
 }
 
@@ -161,17 +174,17 @@ func (st *Stream) Ready() {
 func (st *Stream) await() error {
 	st.Ready()
 	st.mu.Lock()
-	moved := st.moved
+	moved := st.moveBegan
 	moving := st.moving
 	st.mu.Unlock()
 	if moving {
-		return st.kind.server.opts.Moving
+		return st.group.server.opts.Moving
 	}
 	select {
-	case <-st.kind.opened():
+	case <-st.group.opened():
 		return nil
 	case <-moved:
-		return st.kind.server.opts.Moving
+		return st.group.server.opts.Moving
 	}
 }
 
@@ -184,8 +197,8 @@ func (st *Stream) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	st.mu.Lock()
-	if n := copy(p, st.unread[st.given:]); n > 0 {
-		st.given += n
+	if n := copy(p, st.unread[st.delivered:]); n > 0 {
+		st.delivered += n
 		st.mu.Unlock()
 		return n, nil
 	}
@@ -193,14 +206,14 @@ func (st *Stream) Read(p []byte) (int, error) {
 	n, err := st.socket.Read(p)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.unmarked = st.unmarked || len(st.unread)+n > maxUnread; st.unmarked {
+	if st.overflowed = st.overflowed || len(st.unread)+n > maxUnread; st.overflowed {
 		st.unread = nil
 	} else {
 		st.unread = append(st.unread, p[:n]...)
 	}
-	st.given = len(st.unread)
+	st.delivered = len(st.unread)
 	if n == 0 && st.moving && errors.Is(err, os.ErrDeadlineExceeded) {
-		err = st.kind.server.opts.Moving
+		err = st.group.server.opts.Moving
 	}
 	return n, err
 }
@@ -215,10 +228,10 @@ func (st *Stream) ReadLine() (string, error) {
 			return "", err
 		}
 		st.mu.Lock()
-		rest := st.unread[st.given:]
+		rest := st.unread[st.delivered:]
 		if end := bytes.IndexByte(rest, '\n'); end >= 0 {
 			line := string(bytes.TrimSuffix(rest[:end], []byte("\r")))
-			st.unread, st.given, st.unmarked = st.unread[st.given+end+1:], 0, false
+			st.unread, st.delivered, st.overflowed = st.unread[st.delivered+end+1:], 0, false
 			st.mu.Unlock()
 			return line, nil
 		}
@@ -231,12 +244,12 @@ func (st *Stream) ReadLine() (string, error) {
 		st.mu.Lock()
 		st.unread = append(st.unread, chunk[:n]...)
 		moving := st.moving
-		rest = st.unread[st.given:]
+		rest = st.unread[st.delivered:]
 		st.mu.Unlock()
 		switch {
 		case n > 0 || err == nil:
 		case moving && errors.Is(err, os.ErrDeadlineExceeded):
-			return "", st.kind.server.opts.Moving
+			return "", st.group.server.opts.Moving
 		default:
 			return string(rest), err
 		}
@@ -247,12 +260,12 @@ func (st *Stream) ReadLine() (string, error) {
 func (st *Stream) Mark() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.given == len(st.unread) {
+	if st.delivered == len(st.unread) {
 		st.unread = st.unread[:0]
 	} else {
-		st.unread = st.unread[st.given:]
+		st.unread = st.unread[st.delivered:]
 	}
-	st.given, st.unmarked = 0, false
+	st.delivered, st.overflowed = 0, false
 }
 
 // Keep replaces the bytes that move with the stream for its next handler.

@@ -69,7 +69,7 @@ func (k *streams) run(st *Stream) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	st.mu.Lock()
-	moved := st.moved
+	moved := st.moveBegan
 	st.mu.Unlock()
 	flushed := make(chan struct{})
 	st.writes.Lock() // before the handler can
@@ -122,7 +122,7 @@ func (k *streams) pause() {
 	}
 }
 
-func (k *streams) state() (idle, endless bool) {
+func (k *streams) idleness() (idle, endless bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return len(k.running) == 0, false
@@ -160,13 +160,13 @@ func (k *streams) resume() {
 	k.detached = nil
 }
 
-func (k *streams) give() (conns []Detached, closed int) {
+func (k *streams) detachAll() (conns []Detached, closed int) {
 	k.mu.Lock()
 	detached := k.detached
 	k.detached = nil
 	k.mu.Unlock()
 	for _, st := range detached {
-		d, err := st.take()
+		d, err := st.detach()
 		if err != nil {
 			k.server.log.Warn("a connection cannot move", "module", st.owner, "remote", st.RemoteAddr(), "err", err)
 			closed++
@@ -201,7 +201,7 @@ func (k *streams) open() {
 	gate := k.gate
 	begun := make([]chan struct{}, 0, len(k.running))
 	for st := range k.running {
-		begun = append(begun, st.begun)
+		begun = append(begun, st.readBegan)
 	}
 	if len(begun) == 0 {
 		closeOnce(gate)
