@@ -239,20 +239,20 @@ func lostDefaults(v reflect.Value, path string) error {
 	var errs []error
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
-		if tag := f.Tag.Get("json"); tag == "-" || !f.IsExported() && !f.Anonymous {
+		tag, start := f.Tag.Get("json"), v.Field(i)
+		if tag == "-" || !f.IsExported() && !f.Anonymous {
 			continue
-		} else {
-			options, start := strings.Split(tag, ",")[1:], v.Field(i)
-			for _, option := range []struct {
-				name string
-				lost bool // a later value that it leaves out comes back as start
-			}{{"omitempty", !empty(start)}, {"omitzero", !start.IsZero()}} {
-				if option.lost && slices.Contains(options, option.name) {
-					errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would be that again once emptied: drop %s", join(path, f.Name), start, option.name))
-				}
+		}
+		options := strings.Split(tag, ",")[1:]
+		for _, option := range []struct {
+			name string
+			lost bool // a later value that it leaves out comes back as start
+		}{{"omitempty", !empty(start)}, {"omitzero", !start.IsZero()}} {
+			if option.lost && slices.Contains(options, option.name) {
+				errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would be that again once emptied: drop %s", join(path, f.Name), start, option.name))
 			}
 		}
-		errs = append(errs, lostDefaults(v.Field(i), join(path, f.Name)))
+		errs = append(errs, lostDefaults(start, join(path, f.Name)))
 	}
 	return errors.Join(errs...)
 }
