@@ -347,7 +347,7 @@ func (c *Candidate) expect(ctx context.Context, want, stage string) error {
 }
 
 // failure adds to err, as far as is known, where the candidate was and how it
-// ended.
+// ended. It waits up to a second for the process to end.
 func (c *Candidate) failure(stage string, err error) error {
 	e := &UpgradeError{Stage: stage, Err: err}
 	if c.at.Stage != "" {

@@ -52,7 +52,8 @@ type Upgrader struct {
 
 // New claims what the process inherited. It must be called once, early.
 func New() (*Upgrader, error) {
-	// Where we can kill by PID, only our own deadlines apply.
+	// Where a child can be found and killed by its PID (Linux), tableflip's own
+	// timeout is not needed.
 	timeout := 24 * time.Hour
 	if runtime.GOOS != "linux" {
 		timeout = time.Minute
@@ -166,6 +167,8 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	if _, err := os.Stat(binary); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("the binary: %w", err)}
 	}
+	// tableflip starts os.Args[0] with this environment. Both are put back when
+	// its Upgrade returns.
 	os.Setenv(envSocket, path)
 	os.Setenv(envGeneration, strconv.Itoa(n))
 	program := os.Args[0]

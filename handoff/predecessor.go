@@ -58,8 +58,8 @@ func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 	p.link.send(ctx, message{Type: typeProgress, Stage: stage, Module: module, UnixPaths: p.self.sockets()})
 }
 
-// Prepared says that everything fallible is done that does not need the states,
-// and waits for them. The caller must close them.
+// Prepared says that all is done that may fail and does not need the states, and
+// waits for them. The caller must close them.
 func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
 	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: freeFiles()}); err != nil {
 		return nil, orGone(err)

@@ -127,8 +127,8 @@ func (s *States) Read(module string, read func(*StateReader) error) error {
 	}
 	r := &StateReader{section: io.NewSectionReader(s.file, i.Offset, i.Size), size: i.Size}
 	err := read(r)
-	if _, rest := io.Copy(io.Discard, r); rest != nil {
-		return fmt.Errorf("handoff: read the state of %s: %w", module, rest)
+	if _, readErr := io.Copy(io.Discard, r); readErr != nil {
+		return fmt.Errorf("handoff: read the state of %s: %w", module, readErr)
 	}
 	if r.sum != i.Checksum {
 		return fmt.Errorf("handoff: the state of %s was damaged in transit (checksum %08x, want %08x)", module, r.sum, i.Checksum)
@@ -151,12 +151,12 @@ func (s *States) Copy(other *States, module string) error {
 	})
 }
 
-// Without returns the same states except those of modules for which left is
+// Without returns the same states except those of modules for which drop is
 // true. Both share the file: closing one closes the other.
-func (s *States) Without(left func(module string) bool) *States {
+func (s *States) Without(drop func(module string) bool) *States {
 	rest := &States{file: s.file, limit: s.limit, end: s.end}
 	for _, i := range s.infos {
-		if !left(i.Module) {
+		if !drop(i.Module) {
 			rest.infos = append(rest.infos, i)
 		}
 	}

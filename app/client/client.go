@@ -1,5 +1,5 @@
 // Package client talks to a running program over its control socket, as the
-// command line does: [Reload] upgrades it, [GetStatus] describes it, [Events]
+// command line does: [Reload] reloads it, [GetStatus] describes it, [Events]
 // follows what happens.
 //
 // Each call makes its own connection. The program and the caller may be

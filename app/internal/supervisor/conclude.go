@@ -42,7 +42,7 @@ type facts struct {
 	notes      []string
 }
 
-// verdict is the table of all outcomes.
+// verdict returns the verdict: the table of all of them.
 func (f *facts) verdict() client.Verdict {
 	switch f.end {
 	case endUnchanged:

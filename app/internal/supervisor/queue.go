@@ -72,8 +72,8 @@ const (
 )
 
 // placeFor decides where a request goes. fromSources says that it asks for a
-// build of the sources, crashLoop that nothing serves and a restart after a
-// crash is due.
+// build of the sources, crashLoop that nothing serves and a restart has failed
+// already.
 func placeFor(j *job, now state, crashLoop, fromSources bool) place {
 	switch {
 	case j == nil && (now == serving || now == probation || crashLoop):

@@ -30,7 +30,7 @@ const (
 	starting   state = iota // no generation has served yet
 	serving                 // a generation serves and is final
 	upgrading               // the serving generation was ordered to hand over
-	probation               // a generation serves, and the old one stands by
+	probation               // a candidate serves and is not final; with app.probation the old one stands by
 	recovering              // the serving generation died, and none serves yet
 	stopping
 )

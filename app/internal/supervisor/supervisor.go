@@ -172,7 +172,7 @@ func (s *supervisor) begin() error {
 	return nil
 }
 
-// startFirst starts a generation without a predecessor.
+// startFirst starts a first generation.
 func (s *supervisor) startFirst(binary string) error {
 	n := s.builds.add(binary)
 	pid, exited, err := s.sys.start(binary, s.opts.WorkerArgs, n)

@@ -12,7 +12,7 @@ import (
 )
 
 // answerTime is how long, beyond the limits that it has named itself, a
-// generation may take to begin an upgrade and to report its outcome.
+// generation may take to begin an upgrade and to report on it.
 const answerTime = 2 * time.Second
 
 // unconfirmed is a serving generation that is not final yet: the old generation

@@ -2,7 +2,7 @@
 // modules, serves their requests, hands everything over to the next generation
 // when ordered to, and takes everything back if that one fails.
 //
-// A generation is a worker process. The supervisor gives it orders over a link
+// The process of a generation is a worker. The supervisor gives it orders over a link
 // of app/internal/control, and it stops when that link ends. [Run] is its whole
 // life.
 //
@@ -215,7 +215,7 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 	return set, nil
 }
 
-// startFirst starts a generation without a predecessor.
+// startFirst starts a first generation.
 func (g *generation) startFirst(ctx context.Context) error {
 	if err := g.load(); err != nil {
 		return err

@@ -105,7 +105,7 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 	return nil
 }
 
-// carry gives to the state of from, without encoding it. Both are of the same
+// carry copies the state of the instance from to the instance to, without encoding it. Both are of the same
 // build, and from was shut down. It is for modules that start again in their own
 // process, when their state could not be exported.
 func carry(from, to *instance) error {

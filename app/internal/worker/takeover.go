@@ -195,7 +195,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
 	}
-	for stage, ms := range commit.StagesMS {
+	for stage, ms := range commit.StagesMS { // its restore includes the transfer, and wins
 		r.StagesMS[client.Stage(stage)] = ms
 	}
 	for _, name := range changed {
