@@ -236,6 +236,32 @@ func TestALongRequestIsNamedOrCancelled(t *testing.T) {
 	}
 }
 
+// TestAReloadThatIsCalledOffCancelsNothing: its timeout ends in the attempt to hold
+// that would have cancelled the request after app.drain.
+func TestAReloadThatIsCalledOffCancelsNothing(t *testing.T) {
+	t.Parallel()
+	p, binary, address := e2etest.Zoo(t)
+	answer := make(chan string, 1)
+	go func() {
+		status, body, err := e2etest.Do(http.MethodGet, "http://"+address+"/zoo/slow?ms=5000", "")
+		answer <- fmt.Sprint(status, " ", body, " ", err)
+	}()
+	var o *client.Outcome
+	var err error
+	p.Wait("the request to be in the way", func() bool {
+		o, err = p.Upgrade(client.ReloadRequest{Binary: binary})
+		return err != nil || o.Verdict == client.Rejected
+	})
+	p.Check(err)
+	o, err = p.Upgrade(client.ReloadRequest{Binary: binary, Force: true, TimeoutMS: 800})
+	if err != nil || o.Verdict != client.Rejected || o.Cancelled != 0 {
+		t.Errorf("a reload that timed out = %+v, %v; want rejected, nothing cancelled", o, err)
+	}
+	if got := <-answer; !strings.HasPrefix(got, "200 ") {
+		t.Errorf("the request was answered %q", got)
+	}
+}
+
 // TestStreamsThatCannotMoveEndWithACause: an event stream, and a connection that
 // was hijacked by net/http, do not delay a reload. A candidate that fails before
 // it is prepared leaves them alone.

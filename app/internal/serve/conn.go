@@ -396,7 +396,7 @@ func (c *conn) cancelRequest() bool {
 		c.hadCancelled, c.cancelled = true, true
 		c.group.server.cancelled.Add(1)
 		c.cancel(c.group.server.opts.Reloading)
-		if c.hijacked {
+		if c.hijacked && c.stream == nil {
 			c.socket.SetReadDeadline(time.Unix(1, 0))
 		}
 	}
@@ -425,7 +425,7 @@ func (c *conn) renew(cancelled context.Context) (context.Context, context.Cancel
 func (c *conn) stopReading() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.phase != phaseHead && !c.detached {
+	if c.phase != phaseHead && !c.detached && c.stream == nil {
 		c.socket.SetReadDeadline(time.Unix(1, 0))
 	}
 }

@@ -35,21 +35,28 @@ func (s *Server) Hold(ctx context.Context) (*Held, error) {
 	return held, nil
 }
 
-// ForceHold is a Hold that holds in any case; the caller has to end what it
-// returns, even if there is an error. When ctx ends it cancels what is in
-// flight, with Options.Reloading as the cause, and waits for at most last. A
-// [*BusyError] names what is still in flight then; the server is held anyway.
-func (s *Server) ForceHold(ctx context.Context, last time.Duration) (*Held, error) {
+// ForceHold is a Hold that does not give up: after patience it cancels what is in
+// flight, with Options.Reloading as the cause, and waits for at most last. The
+// server is held in any case, and the caller has to end that, even if there is an
+// error. A [*BusyError] names what is still in flight. If ctx ends first, the
+// error comes at once, and nothing is cancelled that was not by then.
+func (s *Server) ForceHold(ctx context.Context, patience, last time.Duration) (*Held, error) {
 	held := s.beginHold()
-	if s.wait(ctx) == nil {
-		return held, nil
+	err := s.waitFor(ctx, patience)
+	if err == nil || ctx.Err() != nil {
+		return held, err
 	}
+	s.log.Warn("cancelling what is in flight", "routes", s.busy())
 	for _, k := range slices.Concat(s.rounds()...) {
-		k.cancel()
+		k.cancel(true)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), last)
+	return held, s.waitFor(ctx, last)
+}
+
+func (s *Server) waitFor(ctx context.Context, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return held, s.wait(ctx)
+	return s.wait(ctx)
 }
 
 func (s *Server) beginHold() *Held {
@@ -88,7 +95,7 @@ func (s *Server) wait(ctx context.Context) error {
 		case endless && s.stopped():
 			for _, k := range slices.Concat(rounds[:paused]...) {
 				if idle, _ := k.idleness(); !idle {
-					k.cancel()
+					k.cancel(false)
 				}
 			}
 		}
@@ -116,8 +123,9 @@ func (s *Server) busy() []string {
 }
 
 // Held is a server that serves nobody: connections that can move are detached,
-// requests on pinned ones are queued, and new connections wait in the kernel. Exactly one of [Held.Release], [Held.Resume] and
-// [Held.HandOver] ends it, unless the server is closed; a second one panics.
+// requests on pinned ones are queued, and new connections wait in the kernel.
+// Exactly one of [Held.Release], [Held.Resume] and [Held.HandOver] ends it, unless
+// the server is closed; a second one panics.
 type Held struct {
 	server *Server
 	over   atomic.Bool

@@ -149,6 +149,11 @@ func (k *http1) adopt(d Detached) {
 	k.mu.Lock()
 	k.conns[c] = struct{}{}
 	k.mu.Unlock()
+	k.serve(c)
+}
+
+// serve passes c, which is in k.conns, to the HTTP server.
+func (k *http1) serve(c *conn) {
 	select {
 	case k.queue <- c:
 	case <-k.server.closed:
@@ -162,21 +167,21 @@ func (k *http1) forget(c *conn, detached bool) bool {
 	k.mu.Lock()
 	_, ok := k.conns[c]
 	delete(k.conns, c)
-	var late *Detached
-	if ok && detached {
-		d := Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()}
-		if k.paused {
-			k.detached = append(k.detached, d)
-		} else {
-			late = &d
-		}
+	var late *conn
+	switch {
+	case !ok || !detached:
+	case k.paused:
+		k.detached = append(k.detached, Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()})
+	default: // the hold ended before the HTTP server had dropped c; a new one must see the socket
+		late = &conn{socket: c.socket, group: k, buffered: c.unread()}
+		k.conns[late] = struct{}{}
 	}
 	k.mu.Unlock()
 	if ok {
 		k.server.notify()
 	}
-	if late != nil { // the hold ended before the HTTP server had dropped c
-		k.server.handlers.Go(func() { k.adopt(*late) })
+	if late != nil {
+		k.server.handlers.Go(func() { k.serve(late) })
 	}
 	return ok
 }
@@ -223,9 +228,9 @@ func (k *http1) busy() (routes []string) {
 	return routes
 }
 
-func (k *http1) cancel() {
+func (k *http1) cancel(slow bool) {
 	for _, c := range k.connections() {
-		if !c.cancelRequest() {
+		if !c.cancelRequest() && slow {
 			c.stopReading()
 		}
 	}

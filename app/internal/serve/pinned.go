@@ -357,7 +357,7 @@ func (k *pinned) busy() (routes []string) {
 	return routes
 }
 
-func (k *pinned) cancel() {
+func (k *pinned) cancel(bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for req := range k.requests {

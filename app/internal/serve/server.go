@@ -100,8 +100,9 @@ type group interface {
 	idleness() (idle, endless bool)
 	// busy names what is in flight.
 	busy() []string
-	// cancel cancels what is in flight and ends the wait for slow clients.
-	cancel()
+	// cancel cancels what is in flight. With slow it also ends the wait for
+	// clients that are in the middle of sending.
+	cancel(slow bool)
 	// waiting counts the connections that wait for the end of the hold.
 	waiting() int
 	// resume ends the hold: detached connections are served again.

@@ -187,9 +187,7 @@ func TestForceHoldCancelsWithACause(t *testing.T) {
 	c := dial(t, address)
 	c.send(request)
 	<-begun
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if _, err := s.ForceHold(ctx, 10*time.Second); err != nil {
+	if _, err := s.ForceHold(t.Context(), time.Millisecond, 10*time.Second); err != nil {
 		t.Errorf("ForceHold = %v", err)
 	}
 	if err := <-cause; !errors.Is(err, options.Reloading) {
@@ -264,6 +262,35 @@ func TestAHoldThatFailsLosesNobody(t *testing.T) {
 	}
 }
 
+// TestForceHoldThatIsCalledOff cancels no request: whoever called it off does not
+// want the hold any more.
+func TestForceHoldThatIsCalledOff(t *testing.T) {
+	begun, finish := make(chan struct{}), make(chan struct{})
+	s, address := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		close(begun)
+		select {
+		case <-finish:
+		case <-r.Context().Done():
+		}
+		echo(w, r)
+	})
+	c := dial(t, address)
+	c.send(request)
+	<-begun
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, cancel)
+	h, err := s.ForceHold(ctx, time.Minute, time.Minute)
+	var busy *serve.BusyError
+	if h == nil || !errors.As(err, &busy) || s.Cancelled() != 0 {
+		t.Errorf("ForceHold = %v, %v, %d cancelled; want a hold, what is busy, and nothing cancelled", h, err, s.Cancelled())
+	}
+	h.Release()
+	close(finish)
+	if got := c.answer(); got != "200 /path" {
+		t.Errorf("answer = %q", got)
+	}
+}
+
 // TestForceHoldLeavesBehindWhatIgnoresIt, and names it.
 func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
 	begun, finish := make(chan struct{}), make(chan struct{})
@@ -274,9 +301,7 @@ func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
 	defer close(finish)
 	dial(t, address).send(request)
 	<-begun
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	h, err := s.ForceHold(ctx, time.Millisecond)
+	h, err := s.ForceHold(t.Context(), time.Millisecond, time.Millisecond)
 	var busy *serve.BusyError
 	if h == nil || !errors.As(err, &busy) || len(busy.Routes) != 1 || s.Cancelled() != 1 {
 		t.Errorf("ForceHold = %v, %v; want a hold, and what runs on", h, err)

@@ -142,7 +142,7 @@ func (k *streams) busy() (routes []string) {
 }
 
 // cancel has nothing to do: pause has told the handlers.
-func (k *streams) cancel() {}
+func (k *streams) cancel(bool) {}
 
 func (k *streams) waiting() int {
 	k.mu.Lock()

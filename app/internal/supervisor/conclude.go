@@ -25,6 +25,7 @@ const (
 	endSuperseded                // a newer request replaced it
 	endDied                      // the serving generation died during it
 	endDiedAfter                 // the new generation died, and no old one was left to take over
+	endings                      // how many there are
 )
 
 // facts are everything that an outcome depends on.

@@ -34,8 +34,10 @@ func (l limits) prepare() time.Duration {
 // hold is for all attempts to hold together.
 func (l limits) hold() time.Duration { return 5*(l.drain+l.maxPause) + 2*l.hook }
 
+// shutdown is also for a module that is being started again meanwhile, which
+// holds generation.starting for the time of two more hooks.
 func (l limits) shutdown() time.Duration {
-	return l.bound(contract.InStage(contract.Old, handoff.StageShutdown)...)
+	return l.bound(contract.InStage(contract.Old, handoff.StageShutdown)...) + 2*l.hook
 }
 
 func (l limits) export() time.Duration {

@@ -129,9 +129,7 @@ func (g *generation) stop() int {
 // lastHold gives requests the drain time to end, then cancels them and gives
 // them the time last. An error says what still runs.
 func (g *generation) lastHold(last time.Duration) (*serve.Held, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
-	defer cancel()
-	return g.server.ForceHold(ctx, last)
+	return g.server.ForceHold(context.Background(), g.cfg.App.Drain, last)
 }
 
 // endRuns ends the background work and waits for it, for at most the time of a

@@ -188,16 +188,18 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		TookOver:   true,
 		Standby:    commit.Probation && !t.oldGone,
 		Changed:    changed,
-		StagesMS:   map[client.Stage]float64{client.StageRestore: client.Milliseconds(restore), client.StagePause: pause},
+		StagesMS:   map[client.Stage]float64{},
 		Held:       commit.Held,
 		Forwarded:  commit.Forwarded,
 		Moved:      moved,
 		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
 	}
-	for stage, ms := range commit.StagesMS { // its restore includes the transfer, and wins
+	for stage, ms := range commit.StagesMS {
 		r.StagesMS[client.Stage(stage)] = ms
 	}
+	r.StagesMS[client.StageRestore] = client.Milliseconds(restore) // without the transfer, which that of the old one includes
+	r.StagesMS[client.StagePause] = pause
 	for _, name := range changed {
 		g.log.Info(fmt.Sprintf(logReloaded, name))
 		eventbus.Publish(g.own, topics.ModuleReloaded, topics.Module{Name: name, Generation: g.number})

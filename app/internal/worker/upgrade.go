@@ -179,21 +179,27 @@ func (a *attempt) hold(ctx context.Context) error {
 // holdFor tries to hold within d. With force it then cancels the requests, and
 // gives them the time of a hook to end.
 func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
 	a.heldSince = time.Now()
 	defer func() {
 		if err != nil {
 			a.pause += time.Since(a.heldSince)
 		}
 	}()
-	if !force {
-		a.held, err = a.g.server.Hold(ctx)
-		return err
+	var held *serve.Held
+	if force {
+		held, err = a.g.server.ForceHold(ctx, d, a.g.cfg.App.HookTimeout)
+	} else {
+		limit, cancel := context.WithTimeout(ctx, d)
+		held, err = a.g.server.Hold(limit)
+		cancel()
 	}
-	held, err := a.g.server.ForceHold(ctx, a.g.cfg.App.HookTimeout)
+	if err == nil {
+		err = context.Cause(ctx) // cancelled in the last moment: nothing is touched yet
+	}
 	if err != nil {
-		held.Release()
+		if held != nil {
+			held.Release()
+		}
 		return err
 	}
 	a.held = held
