@@ -20,7 +20,7 @@ func Watching(dir string, n int) (ms []float64, heap float64, err error) {
 	for i := range n {
 		d := fmt.Sprintf("%s/d%d", dir, i/100)
 		if i%100 == 0 {
-			set.Dirs = append(set.Dirs, d)
+			set.PackageDirs = append(set.PackageDirs, d)
 			if err := os.MkdirAll(d, 0o755); err != nil {
 				return nil, 0, err
 			}

@@ -36,14 +36,14 @@ type Builder interface {
 	// Build makes the binary. A mistake in the sources is a [*CompileError].
 	// When ctx ends, nothing of the build is left running. note says what
 	// people may want to know about how it was built, or is "".
-	Build(ctx context.Context, job Job) (note string, err error)
+	Build(ctx context.Context, job Spec) (note string, err error)
 
 	// Close ends the work between builds and waits for it.
 	Close()
 }
 
-// Job is one build.
-type Job struct {
+// Spec says what to build, and where to.
+type Spec struct {
 	Out     string            // where the binary goes
 	Sources *sources.Snapshot // content of the sources; the caller discards the build if they change meanwhile
 	Overlay map[string]string // files to read instead, by the absolute path of the original; nil for none
@@ -86,7 +86,7 @@ func NewGo(ctx context.Context, pkg, tempDir string, run proc.Runner) (*Go, erro
 
 // Build runs go build. A killed go command leaves its work behind, so that is
 // wiped.
-func (b *Go) Build(ctx context.Context, job Job) (note string, err error) {
+func (b *Go) Build(ctx context.Context, job Spec) (note string, err error) {
 	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
 		return "", fmt.Errorf("build: make the temporary directory: %w", err)
 	}

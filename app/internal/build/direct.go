@@ -92,7 +92,7 @@ func notDirect(format string, args ...any) error {
 }
 
 // Build implements [Builder]. note says why the build was not direct.
-func (d *Direct) Build(ctx context.Context, job Job) (note string, err error) {
+func (d *Direct) Build(ctx context.Context, job Spec) (note string, err error) {
 	d.building.Lock()
 	defer d.building.Unlock()
 	d.mu.Lock()
@@ -276,7 +276,7 @@ func importsOf(name string, data []byte) ([]string, error) {
 }
 
 // build brings every package up to date and links.
-func (g *graph) build(ctx context.Context, d *Direct, job Job) error {
+func (g *graph) build(ctx context.Context, d *Direct, job Spec) error {
 	g.snap = job.Sources
 	if g.moduleFiles() != g.modules {
 		return notDirect("go.mod, go.sum or go.work changed")

@@ -204,7 +204,7 @@ func TestRandomEdits(t *testing.T) {
 	reasons := map[string]int{}
 	for i := range edits + 1 {
 		note, err := d.Build(t.Context(), job(d, "direct.bin"))
-		_, want := reference.Build(t.Context(), build.Job{Out: "go.bin"})
+		_, want := reference.Build(t.Context(), build.Spec{Out: "go.bin"})
 		switch {
 		case fmt.Sprint(err) != fmt.Sprint(want):
 			t.Fatalf("edit %d, SEED=%d (%q): the direct build says\n%v\ngo build says\n%v", i, seed, note, err, want)
@@ -237,7 +237,7 @@ func TestRandomEdits(t *testing.T) {
 }
 
 // job is a build of what the sources say now.
-func job(d *build.Direct, out string) build.Job {
+func job(d *build.Direct, out string) build.Spec {
 	in, _ := d.Inputs(context.Background()) // after an error it is a superset
-	return build.Job{Out: out, Sources: sources.Take(in.Set())}
+	return build.Spec{Out: out, Sources: sources.Take(in.Set())}
 }

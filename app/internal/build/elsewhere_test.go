@@ -96,7 +96,7 @@ func TestDirectWithSettings(t *testing.T) {
 				if err != nil || note != tt.want {
 					t.Fatalf("the build of %q = %q, %v; want %q", text, note, err, tt.want)
 				}
-				if _, err := reference.Build(t.Context(), build.Job{Out: "go.bin"}); err != nil {
+				if _, err := reference.Build(t.Context(), build.Spec{Out: "go.bin"}); err != nil {
 					t.Fatal(err)
 				}
 				have, err := build.Sum("direct.bin")
@@ -144,7 +144,7 @@ func TestABuildThatIsCancelledLeavesNothingStale(t *testing.T) {
 		if note, err := d.Build(t.Context(), job(d, "direct.bin")); err != nil || note != "" {
 			t.Fatalf("build %d after cancelled ones = %q, %v", i, note, err)
 		}
-		reference.Build(t.Context(), build.Job{Out: "go.bin"})
+		reference.Build(t.Context(), build.Spec{Out: "go.bin"})
 		have, _ := build.Sum("direct.bin")
 		if want, err := build.Sum("go.bin"); err != nil || have != want {
 			t.Fatalf("build %d after cancelled ones differs from that of go build", i)
@@ -212,7 +212,7 @@ func TestWhatWasLeftOutIsNoticed(t *testing.T) {
 				if _, err := d.Build(t.Context(), job(d, "direct.bin")); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := reference.Build(t.Context(), build.Job{Out: "go.bin"}); err != nil {
+				if _, err := reference.Build(t.Context(), build.Spec{Out: "go.bin"}); err != nil {
 					t.Fatal(err)
 				}
 				have, _ := build.Sum("direct.bin")
@@ -247,7 +247,7 @@ func TestWhatIsNoneOfItsBusiness(t *testing.T) {
 			t.Fatal(err)
 		}
 		snap := sources.Take(in.Set(filepath.Join(wd, "d/main.yaml")))
-		note, err := d.Build(t.Context(), build.Job{Out: "x.bin", Sources: snap})
+		note, err := d.Build(t.Context(), build.Spec{Out: "x.bin", Sources: snap})
 		if err != nil || i == 2 && note != "" {
 			t.Errorf("build %d: %q, %v", i, note, err)
 		}

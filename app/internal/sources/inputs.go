@@ -34,12 +34,12 @@ type Package struct {
 
 // Set returns where the inputs are, and others, such as the configuration.
 func (in *Inputs) Set(others ...string) Set {
-	set := Set{Files: slices.Concat(in.Files, others), Dirs: slices.Clone(in.Missing)}
+	set := Set{Files: slices.Concat(in.Files, others), PackageDirs: slices.Clone(in.Missing)}
 	for _, p := range in.Packages {
-		set.Dirs = append(set.Dirs, p.Dir)
+		set.PackageDirs = append(set.PackageDirs, p.Dir)
 		for _, f := range p.Files {
 			if dir := filepath.Dir(f); dir != "." {
-				set.Trees = append(set.Trees, filepath.Join(p.Dir, dir))
+				set.EmbedTrees = append(set.EmbedTrees, filepath.Join(p.Dir, dir))
 			} else if len(p.Patterns) > 0 {
 				set.Files = append(set.Files, filepath.Join(p.Dir, f))
 			}
@@ -47,14 +47,14 @@ func (in *Inputs) Set(others ...string) Set {
 		for _, pattern := range p.Patterns { // files that are not embedded yet
 			pattern = strings.TrimPrefix(pattern, "all:")
 			if meta := strings.IndexAny(pattern, "*?["); meta >= 0 {
-				set.Folders = append(set.Folders, filepath.Join(p.Dir, filepath.Dir(pattern[:meta]+"x")))
+				set.EmbedDirs = append(set.EmbedDirs, filepath.Join(p.Dir, filepath.Dir(pattern[:meta]+"x")))
 			} else if info, err := os.Stat(filepath.Join(p.Dir, pattern)); err == nil && info.IsDir() {
-				set.Trees = append(set.Trees, filepath.Join(p.Dir, pattern))
+				set.EmbedTrees = append(set.EmbedTrees, filepath.Join(p.Dir, pattern))
 			}
 		}
 	}
-	slices.Sort(set.Trees)
-	set.Trees = slices.Compact(set.Trees)
+	slices.Sort(set.EmbedTrees)
+	set.EmbedTrees = slices.Compact(set.EmbedTrees)
 	return set
 }
 

@@ -11,10 +11,10 @@ import (
 // Set is the files of a program, described by where they are. It includes files
 // that do not exist yet.
 type Set struct {
-	Dirs    []string // folders of packages: every file that a Go build may read, except tests
-	Folders []string // folders of embedded files: every file in them
-	Trees   []string // folders of embedded files: every file in and below them
-	Files   []string // single files
+	PackageDirs []string // folders of packages: every file that a Go build may read, except tests
+	EmbedDirs   []string // folders of embedded files: every file in them
+	EmbedTrees  []string // folders of embedded files: every file in and below them
+	Files       []string // single files
 }
 
 // extensions of the files that a Go build may read.
@@ -35,19 +35,19 @@ func (s Set) each(f func(path string)) {
 			f(path)
 		}
 	}
-	for _, dir := range s.Dirs {
+	for _, dir := range s.PackageDirs {
 		for _, name := range files(dir) {
 			if Compiled(name) {
 				once(filepath.Join(dir, name))
 			}
 		}
 	}
-	for _, dir := range s.Folders {
+	for _, dir := range s.EmbedDirs {
 		for _, name := range files(dir) {
 			once(filepath.Join(dir, name))
 		}
 	}
-	for _, tree := range s.Trees {
+	for _, tree := range s.EmbedTrees {
 		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
 			if err == nil && !e.IsDir() {
 				once(path)

@@ -69,7 +69,7 @@ func TestWhatCounts(t *testing.T) {
 			write(t, dir+"/a.go", "old")
 			write(t, dir+"/go.mod", "old")
 			write(t, dir+"/static/index.html", "old")
-			set := sources.Set{Dirs: []string{dir}, Trees: []string{dir + "/static"}, Files: []string{dir + "/go.mod"}}
+			set := sources.Set{PackageDirs: []string{dir}, EmbedTrees: []string{dir + "/static"}, Files: []string{dir + "/go.mod"}}
 			before := sources.Take(set)
 			tt.change(t, dir)
 			var got []string
@@ -87,7 +87,7 @@ func TestWhatCounts(t *testing.T) {
 func TestCopyHoldsStill(t *testing.T) {
 	dir, frozen := t.TempDir(), t.TempDir()
 	write(t, dir+"/a.go", "old")
-	set := sources.Set{Dirs: []string{dir}}
+	set := sources.Set{PackageDirs: []string{dir}}
 	where, snap, err := sources.Copy(set, frozen)
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestWatcherNotices(t *testing.T) {
 	write(t, away+"/main.yaml", "1")
 	file := filepath.Join(t.TempDir(), "main.yaml")
 	os.Symlink(away+"/main.yaml", file)
-	set := sources.Set{Dirs: []string{dir, later, link}, Files: []string{file}}
+	set := sources.Set{PackageDirs: []string{dir, later, link}, Files: []string{file}}
 	w.Watch(set)
 	seen := sources.Take(set)
 	for i, change := range []func(){
@@ -194,7 +194,7 @@ func TestAFileSystemWithoutEvents(t *testing.T) {
 	}
 	var log bytes.Buffer
 	w := sources.New(slog.New(slog.NewTextHandler(&log, nil)))
-	w.Watch(sources.Set{Dirs: []string{dir}})
+	w.Watch(sources.Set{PackageDirs: []string{dir}})
 	w.Close()
 	if !strings.Contains(log.String(), "gives no events") {
 		t.Errorf("the log has %q", log.String())
@@ -205,7 +205,7 @@ func TestAFileSystemWithoutEvents(t *testing.T) {
 func TestChangedSince(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "1")
-	set, now := sources.Set{Dirs: []string{dir}}, time.Now()
+	set, now := sources.Set{PackageDirs: []string{dir}}, time.Now()
 	for _, tt := range []struct {
 		name string
 		time time.Time
@@ -253,7 +253,7 @@ func TestCurrent(t *testing.T) {
 			dir := t.TempDir()
 			write(t, dir+"/a.go", "old")
 			os.Chtimes(dir+"/a.go", old, old)
-			set := sources.Set{Dirs: []string{dir}}
+			set := sources.Set{PackageDirs: []string{dir}}
 			snap := sources.Take(set)
 			tt.change(t, dir)
 			if got := snap.Current(set); got != tt.want {
@@ -267,7 +267,7 @@ func TestCurrent(t *testing.T) {
 func TestAPipeIsNoSource(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "1")
-	set := sources.Set{Dirs: []string{dir}}
+	set := sources.Set{PackageDirs: []string{dir}}
 	before := sources.Take(set)
 	if out, err := exec.Command("mkfifo", dir+"/pipe.go").CombinedOutput(); err != nil {
 		t.Skipf("mkfifo: %v: %s", err, out)
@@ -284,7 +284,7 @@ func TestNames(t *testing.T) {
 	for _, name := range []string{"a.go", "a_test.go", "README.md", "page.html", "deep/b.go", "web/dist/app.js", "config/main.yaml"} {
 		write(t, dir+"/"+name, "x")
 	}
-	snap := sources.Take(sources.Set{Trees: []string{dir}})
+	snap := sources.Take(sources.Set{EmbedTrees: []string{dir}})
 	for _, tt := range []struct {
 		patterns []string
 		want     string
@@ -307,7 +307,7 @@ func TestNames(t *testing.T) {
 func TestCoarseTimes(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir+"/a.go", "old")
-	set := sources.Set{Dirs: []string{dir}}
+	set := sources.Set{PackageDirs: []string{dir}}
 	snap := sources.Take(set)
 	if reads := sources.CountReads(func() { snap.Current(set) }); reads != 1 {
 		t.Errorf("a young file was read %d times, want once", reads)

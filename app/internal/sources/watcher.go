@@ -113,7 +113,7 @@ func (w *Watcher) arm() {
 // wantedLocked returns the directories whose events say when to look. w.mu is held.
 func (w *Watcher) wantedLocked() map[string]bool {
 	dirs := map[string]bool{}
-	for _, dir := range slices.Concat(w.set.Dirs, w.set.Folders) {
+	for _, dir := range slices.Concat(w.set.PackageDirs, w.set.EmbedDirs) {
 		dirs[existing(dir)] = true
 		for _, target := range linked(dir) {
 			dirs[target] = true
@@ -125,7 +125,7 @@ func (w *Watcher) wantedLocked() map[string]bool {
 			dirs[filepath.Dir(target)] = true
 		}
 	}
-	for _, tree := range w.set.Trees {
+	for _, tree := range w.set.EmbedTrees {
 		filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
 			if err == nil && e.IsDir() {
 				dirs[path] = true

@@ -252,7 +252,7 @@ type fakeBuilder struct {
 
 type fakeBuild struct {
 	w         *world
-	job       build.Job
+	job       build.Spec
 	done      chan error
 	cancelled func() bool
 }
@@ -282,7 +282,7 @@ func (b *fakeBuilder) Inputs(context.Context) (*sources.Inputs, error) {
 	}
 }
 
-func (b *fakeBuilder) Build(ctx context.Context, job build.Job) (string, error) {
+func (b *fakeBuilder) Build(ctx context.Context, job build.Spec) (string, error) {
 	call := &fakeBuild{b.w, job, make(chan error), func() bool { return ctx.Err() != nil }}
 	b.calls <- call
 	select {

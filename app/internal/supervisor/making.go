@@ -203,7 +203,7 @@ func (s *supervisor) compile(copies map[string]string) {
 	if j.initial {
 		seed = s.opts.Binary
 	}
-	task := build.Job{Sources: j.snap, Overlay: copies}
+	task := build.Spec{Sources: j.snap, Overlay: copies}
 	s.tasks.Go(func() {
 		began := time.Now()
 		binary, note, err := compileInto(ctx, builder, task, dir, seed)
@@ -213,7 +213,7 @@ func (s *supervisor) compile(copies map[string]string) {
 
 // compileInto builds into a folder below dir that is named after the result.
 // With a seed, an earlier binary, go build need not link what is up to date.
-func compileInto(ctx context.Context, builder build.Builder, task build.Job, dir, seed string) (binary, note string, err error) {
+func compileInto(ctx context.Context, builder build.Builder, task build.Spec, dir, seed string) (binary, note string, err error) {
 	fresh := filepath.Join(dir, "new")
 	if err := os.RemoveAll(fresh); err != nil {
 		return "", "", fmt.Errorf("build: clear builds: %w", err)

@@ -47,15 +47,8 @@ func newUnconfirmed(j *job, o client.Outcome) (s *unconfirmed, done []*request) 
 // expedites the probation of the previous reload.
 func (s *supervisor) upgrade() {
 	j, w := s.job, s.workers.serving
-	if w == nil { // wait until a generation serves
-		instead := s.state() == recovering && !j.repair
-		s.job = nil
-		if instead {
-			s.startInstead(j)
-		}
-		for _, r := range j.requests {
-			s.wait(r)
-		}
+	if w == nil {
+		s.postpone()
 		return
 	}
 	j.phase = upgradePhase
@@ -69,6 +62,21 @@ func (s *supervisor) upgrade() {
 	s.send(w, control.Message{Type: control.TypeUpgrade, Upgrade: &order})
 	w.enter(nil, nil)
 	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnanswered{j, w})
+}
+
+// postpone ends the job because nothing serves. Its latest request waits until a
+// generation does; the others are superseded. After a crash the job's binary is
+// what is started next.
+func (s *supervisor) postpone() {
+	j := s.job
+	instead := s.state() == recovering && !j.repair
+	s.job = nil
+	if instead {
+		s.startInstead(j)
+	}
+	for _, r := range j.requests {
+		s.wait(r)
+	}
 }
 
 // order returns the order for the serving generation. Requests that share a job

@@ -13,8 +13,9 @@ import (
 	"example.org/orchestrator/modules"
 )
 
-// commit gives everything to the candidate, and stands by until the candidate is
-// final. From here on the attempt cannot be cancelled. If the candidate dies,
+// commit gives everything to the candidate (giveAway), stands by until the
+// candidate is final (standBy, Finish), and drains. After a failure it takes back
+// what an unhealthy candidate returns (takeBack), or kills it and rolls back. From here on the attempt cannot be cancelled. If the candidate dies,
 // every state is reverted to that of the commit.
 func (a *attempt) commit() error {
 	g := a.g

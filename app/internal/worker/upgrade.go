@@ -206,8 +206,9 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err
 	return nil
 }
 
-// handOver shuts the modules down, passes on their states and commits. A failure
-// is rolled back.
+// handOver does all that follows the hold: it shuts the modules down, passes on
+// their states and calls commit. After a failure before the commit it rolls back;
+// later ones are commit's.
 func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
 	a.stage(handoff.StageShutdown, a.limits().shutdown())
