@@ -72,6 +72,36 @@ func TestDocsNameTestsThatExist(t *testing.T) {
 	}
 }
 
+// TestDocsNameFunctionsThatExist does the same for "folder/file.go:function" in the
+// walk through a save. Only the file's name has to fit: the walk shortens paths.
+func TestDocsNameFunctionsThatExist(t *testing.T) {
+	exist := map[string]bool{}
+	for _, path := range files(t, ".go") {
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok {
+				exist[filepath.Base(path)+":"+fn.Name.Name] = true
+			}
+		}
+	}
+	text, err := os.ReadFile("../docs/ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`(\w+\.go):(\w+)`).FindAllString(string(text), -1)
+	if len(named) < 30 {
+		t.Errorf("docs/ARCHITECTURE.md names %d functions only: %q", len(named), named)
+	}
+	for _, name := range named {
+		if !exist[name] {
+			t.Errorf("docs/ARCHITECTURE.md names %s, which does not exist", name)
+		}
+	}
+}
+
 // TestDocsNameScriptsThatExist does the same for scripts.
 func TestDocsNameScriptsThatExist(t *testing.T) {
 	text, err := os.ReadFile("../docs/GUARANTEES.md")

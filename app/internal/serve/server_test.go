@@ -244,7 +244,7 @@ func TestAHoldThatFailsLosesNobody(t *testing.T) {
 	for range idle {
 		clients = append(clients, dial(t, address))
 	}
-	for i := range 200 {
+	for i := range 800 {
 		for _, c := range clients {
 			c.send(request)
 			if got := c.answer(); got != "200 /path" {
