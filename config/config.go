@@ -52,8 +52,10 @@ type App struct {
 	TLS       TLS    `yaml:"tls"`        // certificate for HTTP on Listen
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
-	Drain       time.Duration `yaml:"drain"`        // how long an old generation forwards after the handoff; also how long a reload tries to hold
-	MaxPause    time.Duration `yaml:"max_pause"`    // limit of the first attempt to hold; each further one may take twice as long
+	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for a moment to hold, and how long an old generation forwards after the handoff
+	MaxPause    time.Duration `yaml:"max_pause"`    // the longest hold in the first half of Drain
+	MaxFreeze   time.Duration `yaml:"max_freeze"`   // the longest hold in the second half
+	RunTimeout  time.Duration `yaml:"run_timeout"`  // how long a module's Run may take to return; default MaxPause, with HotReload 500ms
 	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
 	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
 	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
@@ -221,6 +223,8 @@ func defaults() *Config {
 		RunDir:      ".orchestrator",
 		Drain:       -1, // depends on HotReload
 		MaxPause:    250 * time.Millisecond,
+		MaxFreeze:   -1, // depends on MaxPause
+		RunTimeout:  -1, // depends on HotReload and MaxPause
 		Probation:   time.Second,
 		HookTimeout: 5 * time.Second,
 		MaxState:    4 << 30,
@@ -263,13 +267,23 @@ func parseText(file string, data []byte) (*Config, error) {
 			return nil, errors.Join(d.errs...)
 		}
 	}
-	if cfg.App.Drain == -1 {
-		cfg.App.Drain = 10 * time.Second
-		if cfg.App.HotReload {
-			cfg.App.Drain = 500 * time.Millisecond
+	cfg.App.fill()
+	return cfg, nil
+}
+
+// fill sets the defaults that depend on other settings.
+func (a *App) fill() {
+	production := func(d *time.Duration, in, inDevelopment time.Duration) {
+		if *d == -1 {
+			*d = in
+			if a.HotReload {
+				*d = inDevelopment
+			}
 		}
 	}
-	return cfg, nil
+	production(&a.Drain, 10*time.Second, 500*time.Millisecond)
+	production(&a.MaxFreeze, max(time.Second, a.MaxPause), max(time.Second, a.MaxPause))
+	production(&a.RunTimeout, a.MaxPause, 500*time.Millisecond)
 }
 
 func lenient(file string) *Config {
@@ -321,6 +335,8 @@ func (c *Config) check(names []string) error {
 	}{
 		{"app.drain", c.App.Drain, true},
 		{"app.max_pause", c.App.MaxPause, false},
+		{"app.max_freeze", c.App.MaxFreeze, false},
+		{"app.run_timeout", c.App.RunTimeout, false},
 		{"app.probation", c.App.Probation, true},
 		{"app.hook_timeout", c.App.HookTimeout, false},
 	} {
@@ -329,6 +345,9 @@ func (c *Config) check(names []string) error {
 		} else if !d.zero && d.value <= 0 {
 			fail(d.key, "must be a duration above zero, got %v", d.value)
 		}
+	}
+	if c.App.MaxFreeze < c.App.MaxPause {
+		fail("app.max_freeze", "must not be below app.max_pause, %v, got %v", c.App.MaxPause, c.App.MaxFreeze)
 	}
 	if c.App.MaxState <= 0 {
 		fail("app.max_state", "must be a size above zero, got %v", c.App.MaxState)

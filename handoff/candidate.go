@@ -102,13 +102,43 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	return c.expect(ctx, typePrepared, StagePrepare)
 }
 
-// Transfer passes the states to the candidate and waits until its modules are
-// initialized and healthy. Afterwards states can be read but not added to.
-func (c *Candidate) Transfer(ctx context.Context, states *States) error {
+// TakesDoubtful reports whether the candidate can take the states of some modules
+// after those of the others.
+func (c *Candidate) TakesDoubtful() bool { return c.protocol >= protocolDoubtful }
+
+// Transfer passes the states to the candidate, and waits until it has them if the
+// states of modules in doubtful are to follow. Afterwards states can be read but
+// not added to.
+func (c *Candidate) Transfer(ctx context.Context, states *States, doubtful []string) error {
 	seal(states.file)
-	if err := c.link.send(ctx, message{Type: typeStates, States: states.infos}, states.file); err != nil {
+	if err := c.link.send(ctx, message{Type: typeStates, States: states.infos, Doubtful: doubtful}, states.file); err != nil {
 		return c.failure(StageRestore, err)
 	}
+	if len(doubtful) == 0 {
+		return nil
+	}
+	return c.expect(ctx, typeReceived, StageRestore)
+}
+
+// TransferDoubtful passes the state of one of the doubtful modules, or says why it
+// is lost: then states is nil.
+func (c *Candidate) TransferDoubtful(ctx context.Context, module string, states *States, lost error) error {
+	m := message{Type: typeDoubtful, Module: module}
+	var files []file
+	if lost != nil {
+		m.Error = lost.Error()
+	} else {
+		m.States, files = states.infos, append(files, states.file)
+	}
+	if err := c.link.send(ctx, m, files...); err != nil {
+		return c.failure(StageRestore, err)
+	}
+	return nil
+}
+
+// AwaitHealthy waits until the candidate's modules have got their states, and are
+// initialized and healthy.
+func (c *Candidate) AwaitHealthy(ctx context.Context) error {
 	return c.expect(ctx, typeHealthy, StageInitialize)
 }
 
@@ -127,17 +157,19 @@ func (c *Candidate) Commit(ctx context.Context, commit Commit) error {
 // serve.
 func (c *Candidate) Committed() bool { return c.commitSent }
 
-// Move passes connections to the candidate and closes those that it has
-// acknowledged. After an error, left holds the others, which remain the
+// Move passes connections to the candidate and closes those that it has taken.
+// After an error the candidate is dead, and left holds the others, which remain the
 // caller's.
 func (c *Candidate) Move(ctx context.Context, conns []Conn) (left []Conn, err error) {
 	if left, err = sendConns(ctx, c.link, conns); err == nil {
 		err = c.link.send(ctx, message{Type: typeEnd})
 	}
-	if err != nil {
-		return left, c.failure(StageCommit, err)
+	if err == nil {
+		return nil, nil
 	}
-	return nil, nil
+	failure := c.failure(StageCommit, err)
+	c.killProcess()
+	return lateAck(c.link, left), failure
 }
 
 // ReturnedError is the error of an unhealthy candidate that handed everything
@@ -260,17 +292,20 @@ func (c *Candidate) Final() bool {
 // Kill makes sure that the candidate is dead and reaped, and removes the Unix
 // sockets that only it had made. A candidate that is final is left alone.
 func (c *Candidate) Kill() {
+	c.killProcess()
+	c.close()
+}
+
+func (c *Candidate) killProcess() {
 	for {
 		select {
 		case <-c.process.ended():
-			c.close()
 			return
 		default:
 		}
 		c.process.kill()
 		select {
 		case <-c.process.ended():
-			c.close()
 			return
 		case <-time.After(5 * time.Millisecond):
 		}

@@ -50,7 +50,9 @@ func (c *conversation) oldSide(states *States, conns []Conn) (failed string, lef
 				err = c.candidate.Welcome(c.step(), Welcome{Generation: 1, Modules: []ModuleInfo{{Name: "counter"}}})
 			}
 		case "states":
-			err = c.candidate.Transfer(c.step(), states)
+			if err = c.candidate.Transfer(c.step(), states, nil); err == nil {
+				err = c.candidate.AwaitHealthy(c.step())
+			}
 		case "commit":
 			err = c.candidate.Commit(c.step(), Commit{Held: 2, Probation: true})
 		case "conns":
@@ -84,7 +86,7 @@ func (c *conversation) candidateSide(before func(step string) bool, healthy func
 		case "progress":
 			c.old.Progress(c.step(), StagePrepare, "counter")
 		case "prepared":
-			if states, err = c.old.Prepared(c.step()); err == nil {
+			if states, _, err = c.old.Prepared(c.step()); err == nil {
 				err = states.Read("counter", func(r *StateReader) error {
 					text, err := io.ReadAll(r)
 					if string(text) != "42" {
@@ -112,7 +114,6 @@ func (c *conversation) candidateSide(before func(step string) bool, healthy func
 
 func always(string) bool                          { return true }
 func healthy() *UpgradeError                      { return nil }
-func closeConns(conns []Conn)                     { slices.Values(conns)(func(c Conn) bool { c.Close(); return true }) }
 func inBubble(t *testing.T, f func(t *testing.T)) { t.Helper(); synctest.Test(t, f) }
 
 func TestConversation(t *testing.T) {
@@ -290,7 +291,7 @@ func TestConversation_handedBack(t *testing.T) {
 		}
 		states := someStates(t)
 		for _, err := range []error{
-			c.candidate.Welcome(c.step(), Welcome{}), c.candidate.Transfer(c.step(), states), c.candidate.Commit(c.step(), Commit{}),
+			c.candidate.Welcome(c.step(), Welcome{}), c.candidate.Transfer(c.step(), states, nil), c.candidate.AwaitHealthy(c.step()), c.candidate.Commit(c.step(), Commit{}),
 		} {
 			if err != nil {
 				t.Fatal(err)

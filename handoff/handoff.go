@@ -227,6 +227,9 @@ func (u *Upgrader) upgrade() error {
 	return errors.New("the old generation does not exit")
 }
 
+// WaitForParent waits until the generation that started this process has exited.
+func (u *Upgrader) WaitForParent(ctx context.Context) error { return u.waitForParent(ctx) }
+
 func (u *Upgrader) waitForParent(ctx context.Context) error {
 	err := u.tf.WaitForParent(ctx)
 	if ctx.Err() != nil {

@@ -161,29 +161,73 @@ func gone(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
+// batchTime bounds the passing on of one batch of connections.
+const batchTime = 5 * time.Second
+
 // sendConns passes connections in batches and closes those that the other side
 // has acknowledged. After an error, left holds the others, which remain the
-// caller's.
+// caller's, but see lateAck.
 func sendConns(ctx context.Context, l link, conns []Conn) (left []Conn, err error) {
 	for len(conns) > 0 {
 		batch := conns[:batchOf(conns)]
-		if err := sendBatch(ctx, l, batch); err != nil {
+		if err := exchangeBatch(ctx, l, batch); err != nil {
 			return conns, err
 		}
-		m, files, err := l.receive(ctx)
-		closeAll(files)
-		if err != nil {
-			return conns, err
-		}
-		if m.Type != typeConns || m.Conns != len(batch) {
-			return conns, fmt.Errorf("handoff: got %q, %d while waiting for %d connections to be acknowledged: %w", m.Type, m.Conns, len(batch), errGarbage)
-		}
-		for _, c := range batch {
-			c.Close()
-		}
+		closeConns(batch)
 		conns = conns[len(batch):]
 	}
 	return nil, nil
+}
+
+// exchangeBatch sends a batch and waits for its acknowledgement.
+func exchangeBatch(ctx context.Context, l link, batch []Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, batchTime)
+	defer cancel()
+	if err := sendBatch(ctx, l, batch); err != nil {
+		return err
+	}
+	m, files, err := l.receive(ctx)
+	closeAll(files)
+	if err != nil {
+		return err
+	}
+	return acknowledges(m, batch)
+}
+
+func acknowledges(m message, batch []Conn) error {
+	if m.Type != typeConns || m.Conns != len(batch) {
+		return fmt.Errorf("handoff: got %q, %d while waiting for %d connections to be acknowledged: %w", m.Type, m.Conns, len(batch), errGarbage)
+	}
+	return nil
+}
+
+// lateAckTime is how long an acknowledgement may take to be read that a process has
+// sent before it died.
+const lateAckTime = 100 * time.Millisecond
+
+// lateAck resolves what nobody knows after sendConns has run out of time: whether
+// the other side has taken the last batch, and read from it. That side must be
+// dead. lateAck closes what it had taken, and returns what is left.
+func lateAck(l link, left []Conn) []Conn {
+	if len(left) == 0 {
+		return left
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lateAckTime)
+	defer cancel()
+	batch := left[:batchOf(left)]
+	m, files, err := l.receive(ctx)
+	closeAll(files)
+	if err != nil || acknowledges(m, batch) != nil {
+		return left
+	}
+	closeConns(batch)
+	return left[len(batch):]
+}
+
+func closeConns(conns []Conn) {
+	for _, c := range conns {
+		c.Close()
+	}
 }
 
 // batchOf returns how many of conns fit into one message: at least one.
@@ -212,7 +256,9 @@ func sendBatch(ctx context.Context, l link, conns []Conn) error {
 // responsibility for them, until the other side sends end. n counts them.
 func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err error) {
 	for {
-		m, files, err := l.receive(ctx)
+		limit, cancel := context.WithTimeout(ctx, batchTime)
+		m, files, err := l.receive(limit)
+		cancel()
 		if err != nil {
 			return n, err
 		}
@@ -229,21 +275,19 @@ func receiveConns(ctx context.Context, l link, adopt func([]Conn)) (n int, err e
 			for i, f := range files {
 				c, err := connOf(f)
 				if err != nil { // the other side still has them all
-					closeAll(files)
-					for _, c := range conns {
-						c.Close()
-					}
+					closeAll(files[i:])
+					closeConns(conns)
 					return n, fmt.Errorf("handoff: take a connection: %w", err)
+				}
+				if c != f { // a duplicate: two of each would need twice as many descriptors
+					f.Close()
 				}
 				conns = append(conns, Conn{c, m.ConnInfos[i]})
 			}
-			closeFiles(files)
 			// Nothing may be read from them before this: if this process dies
 			// first, they stay with the other one, which must not miss a byte.
 			if err := l.send(ctx, message{Type: typeConns, Conns: m.Conns}); err != nil {
-				for _, c := range conns {
-					c.Close()
-				}
+				closeConns(conns)
 				return n, err
 			}
 			adopt(conns)
@@ -266,15 +310,6 @@ func connOf(f file) (net.Conn, error) {
 		return f, nil
 	default:
 		return nil, fmt.Errorf("%T is no connection: %w", f, errGarbage)
-	}
-}
-
-// closeFiles closes the files that connOf has duplicated.
-func closeFiles(files []file) {
-	for _, f := range files {
-		if _, ok := f.(net.Conn); !ok {
-			f.Close()
-		}
 	}
 }
 

@@ -197,7 +197,7 @@ func FuzzLink(f *testing.F) {
 		}
 		old.conn.Close()
 		p := &Predecessor{self: &Upgrader{}, link: candidate}
-		if states, err := p.Prepared(soon(t)); err == nil {
+		if states, _, err := p.Prepared(soon(t)); err == nil {
 			states.Close()
 			if !withFile {
 				t.Error("states without a file")

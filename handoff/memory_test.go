@@ -154,6 +154,8 @@ type fakeProcess struct {
 	end   chan struct{}
 	why   error
 	link  *memoryLink // the candidate's end
+
+	onKill func() // what it still does before it is dead; nil for nothing
 }
 
 func (p *fakeProcess) ended() <-chan struct{} { return p.end }
@@ -171,6 +173,9 @@ func (p *fakeProcess) known(pid int) {
 }
 
 func (p *fakeProcess) kill() {
+	if p.onKill != nil {
+		p.onKill()
+	}
 	p.mu.Lock()
 	p.kills++
 	found := p.kills > p.spare

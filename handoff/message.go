@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -9,8 +10,11 @@ import (
 // The versions of the protocol that this build speaks. Fields are only added;
 // the version rises when older ones can no longer be answered.
 const (
-	protocol    = 1
+	protocol    = 2
 	minProtocol = 1
+
+	// protocolDoubtful is the first in which doubtful states follow the others.
+	protocolDoubtful = 2
 )
 
 var (
@@ -62,16 +66,18 @@ type message struct {
 	MinProtocol int         `json:"min_protocol,omitempty"`
 	PID         int         `json:"pid,omitempty"`
 	Hello       *Hello      `json:"hello,omitempty"`
-	Welcome     *Welcome    `json:"welcome,omitempty"` // old to candidate: the answer
-	States      []StateInfo `json:"states,omitempty"`  // with one file: states (old to candidate) and returned
-	Commit      *Commit     `json:"commit,omitempty"`  // old to candidate
-	Conns       int         `json:"conns,omitempty"`   // number of files with it, in either direction; repeated in the acknowledgement
+	Welcome     *Welcome    `json:"welcome,omitempty"`  // old to candidate: the answer
+	States      []StateInfo `json:"states,omitempty"`   // with one file: states and doubtful (old to candidate), and returned
+	Doubtful    []string    `json:"doubtful,omitempty"` // states: modules whose states follow one by one
+	Commit      *Commit     `json:"commit,omitempty"`   // old to candidate
+	Conns       int         `json:"conns,omitempty"`    // number of files with it, in either direction; repeated in the acknowledgement
 	ConnInfos   []ConnInfo  `json:"conn_infos,omitempty"`
 	UnixPaths   []string    `json:"unix_paths,omitempty"` // progress, failed and prepared: paths of sockets that the candidate has made
 	FreeFiles   *int        `json:"free_files,omitempty"` // prepared: how many descriptors the candidate may still open
 	Early       bool        `json:"cut,omitempty"`        // final: the probation ended early
 
-	// failed, returned and progress, candidate to old: where the candidate is.
+	// failed, returned and progress, candidate to old: where the candidate is;
+	// doubtful, old to candidate: the module, and why its state is lost.
 	Stage  string `json:"stage,omitempty"`
 	Module string `json:"module,omitempty"`
 	Error  string `json:"error,omitempty"`
@@ -87,6 +93,8 @@ const (
 	typePrepared        = "prepared"  // candidate: waits for the states
 	typeFailed          = "failed"    // candidate: gives up
 	typeStates          = "states"    // old: has shut its modules down
+	typeReceived        = "received"  // candidate: has the states; only if doubtful ones follow
+	typeDoubtful        = "doubtful"  // old: the state of one module, which may still be written to
 	typeHealthy         = "healthy"   // candidate: waits for the commit
 	typeCommit          = "commit"    // old: gives everything away
 	typeAccepting       = "accepting" // candidate: serves
@@ -106,6 +114,11 @@ const (
 type Hello struct {
 	Generation int      `json:"generation"`
 	Modules    []string `json:"modules"`
+
+	// Settings are those of the reload, from the configuration that is being
+	// loaded. The old generation keeps its own if the candidate has none: its
+	// configuration is wrong, or it is of an older build.
+	Settings json.RawMessage `json:"settings,omitempty"`
 }
 
 // Welcome is what the old generation says about itself.
@@ -173,4 +186,12 @@ type Commit struct {
 	Forwarded int  `json:"forwarded,omitempty"` // connections that stay; their requests are forwarded
 	Cancelled int  `json:"cancelled,omitempty"` // requests and connections that the hold has cancelled
 	Probation bool `json:"probation"`           // the old generation stands by afterwards
+
+	// Left are the modules of which something still runs in the old generation:
+	// they must not work in the background here before it has exited.
+	Left  []string `json:"left,omitempty"`
+	Lost  []string `json:"lost,omitempty"`  // modules whose state could not be exported
+	Notes []string `json:"notes,omitempty"` // for people: what the handoff has cost
+
+	SlowMS map[string]float64 `json:"slow_ms,omitempty"` // how long slow requests take, by kinds that the server knows
 }

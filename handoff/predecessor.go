@@ -59,20 +59,50 @@ func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 }
 
 // Prepared says that all is done that may fail and does not need the states, and
-// waits for them. The caller must close them.
-func (p *Predecessor) Prepared(ctx context.Context) (*States, error) {
+// waits for them. The caller must close them. The states of the modules in
+// doubtful follow, each by [Predecessor.Doubtful].
+func (p *Predecessor) Prepared(ctx context.Context) (states *States, doubtful []string, err error) {
 	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: freeFiles()}); err != nil {
-		return nil, orGone(err)
+		return nil, nil, orGone(err)
 	}
 	m, files, err := p.link.receive(ctx)
 	switch {
 	case err != nil:
-		return nil, orGone(err)
+		return nil, nil, orGone(err)
 	case m.Type != typeStates:
 		closeAll(files)
-		return nil, fmt.Errorf("handoff: got %q instead of the states: %w", m.Type, errGarbage)
+		return nil, nil, fmt.Errorf("handoff: got %q instead of the states: %w", m.Type, errGarbage)
 	}
-	return receivedStates(files, m.States)
+	if states, err = receivedStates(files, m.States); err == nil && len(m.Doubtful) > 0 {
+		err = orGone(p.link.send(ctx, message{Type: typeReceived}))
+	}
+	return states, m.Doubtful, err
+}
+
+// LostError says why a doubtful state is lost.
+type LostError struct{ Reason string }
+
+func (e *LostError) Error() string { return e.Reason }
+
+// Doubtful waits for the state of one module, which something in the old
+// generation may still be writing to. The caller must close it. The error is a
+// [*LostError] if that state is lost and the rest follows, and
+// [ErrPredecessorGone] if the old generation has died of it: then the candidate
+// goes on without the states that it has not got.
+func (p *Predecessor) Doubtful(ctx context.Context) (module string, states *States, err error) {
+	m, files, err := p.link.receive(ctx)
+	switch {
+	case err != nil:
+		return "", nil, orGone(err)
+	case m.Type != typeDoubtful:
+		closeAll(files)
+		return "", nil, fmt.Errorf("handoff: got %q instead of a doubtful state: %w", m.Type, errGarbage)
+	case m.Error != "":
+		closeAll(files)
+		return m.Module, nil, &LostError{m.Error}
+	}
+	states, err = receivedStates(files, m.States)
+	return m.Module, states, err
 }
 
 // Healthy says that everything runs, and waits for the commit. After

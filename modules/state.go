@@ -22,3 +22,14 @@ type State struct {
 	// the module's own version.
 	Migrate func(from int, decode func(v any) error) error
 }
+
+// Carrier is a state's Value that encodes or streams itself and can also be copied
+// in memory. After a failed reload the old process starts fresh values; they get
+// the state of those that were shut down by Carry, in no time, instead of by
+// reading the export back. Other values are copied field by field, without the
+// fields that the export leaves out.
+type Carrier interface {
+	// Carry takes over everything from another value of the same type, which
+	// nobody uses any more.
+	Carry(from any)
+}

@@ -35,7 +35,11 @@ func (o *Outcome) String() string {
 		if len(o.Modules) > 0 {
 			what = strings.Join(o.Modules, ", ")
 		}
-		return fmt.Sprintf("reloaded: %s: generation %d serves after %s%s%s", what, o.Generation, times, o.connections(), o.notes())
+		lost := ""
+		if len(o.Lost) > 0 {
+			lost = "; state lost: " + strings.Join(o.Lost, ", ")
+		}
+		return fmt.Sprintf("reloaded: %s: generation %d serves after %s%s%s%s", what, o.Generation, times, o.connections(), lost, o.notes())
 	case Unchanged:
 		return fmt.Sprintf("unchanged: the build is the one that serves, generation %d, after %s", o.Serving, times)
 	case Failed:
@@ -87,5 +91,5 @@ func (o *Outcome) consequence() (text string) {
 	if len(o.Lost) > 0 {
 		text += "; state lost: " + strings.Join(o.Lost, ", ")
 	}
-	return text
+	return text + o.notes()
 }

@@ -36,7 +36,7 @@ func TestAShutdownThatHangs(t *testing.T) {
 	put("kept")
 	p.Write("failing", "Shutdown")
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.Old})
-	if err != nil || o.Verdict != client.Failed || o.Stage != "shutdown" || o.FailedModule != "counter" || strings.Join(o.Lost, " ") != "counter" || !strings.Contains(o.Error, "--drop-state=counter") {
+	if err != nil || o.Verdict != client.Failed || o.Stage != "shutdown" || o.FailedModule != "counter" || strings.Join(o.Lost, " ") != "counter" || !strings.Contains(o.Error, "--force") {
 		t.Errorf("reload = %+v, %v; want failed in Shutdown of counter, whose state is lost", o, err)
 	}
 	if s, err := p.Peek(); err != nil || s.PID != before.PID || s.State != "serving" {

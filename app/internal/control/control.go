@@ -60,6 +60,7 @@ const (
 	TypeStage   = "stage"   // what comes next in an upgrade, and how long it may take
 	TypeFinal   = "final"   // its probation is over
 	TypeDrained = "drained" // it was replaced, and its last connections are gone
+	TypeUnclean = "unclean" // it is about to exit because of a stop, and a module has not shut down properly
 	TypeRepair  = "repair"  // it is degraded: hand over to a fresh process of the same build
 )
 

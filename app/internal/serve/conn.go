@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -83,13 +84,14 @@ type conn struct {
 	owner    string  // owner of the stream that a hijacked conn may become
 	stream   *Stream // the stream that the conn has become; nil for none
 
-	active    bool                    // a handler runs
-	method    string                  // method of its request
-	path      string                  // path of its request
-	answered  bool                    // the first bytes of its answer were written
-	endless   bool                    // its answer is an event stream
-	cancel    context.CancelCauseFunc // cancels its context
-	cancelled bool                    // cancel was called for it
+	flight   *flight                 // the request of the running handler; nil if none runs
+	stop     context.CancelCauseFunc // cancels its context
+	answered bool                    // the first bytes of its answer were written
+	replaced bool                    // the server's own answer was written instead: nothing more may be
+	route    string                  // of the last request, "" before the first
+	ended    time.Time               // when its handler returned
+
+	in, out transfer // of the present request
 }
 
 // phase is what the next bytes from the client are.
@@ -111,7 +113,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.detached {
 		return 0, errDetached
 	}
-	if c.phase == phaseUnknown && !c.hijacked && c.head == (head{}) && !c.active && len(p) == serverBuffer {
+	if c.phase == phaseUnknown && !c.hijacked && c.head == (head{}) && c.flight == nil && len(p) == serverBuffer {
 		c.phase = phaseHead // between requests, with nothing buffered
 	}
 	switch c.phase {
@@ -152,9 +154,16 @@ func (c *conn) receiveLocked(p []byte) (int, error) {
 		c.buffered = c.buffered[:copy(c.buffered, c.buffered[n:])]
 		return n, nil
 	}
+	body := c.phase == phaseLength && c.bodyLeft > 0 || c.phase == phaseChunks
 	c.mu.Unlock()
 	defer c.mu.Lock()
-	return c.socket.Read(p)
+	if !body {
+		return c.socket.Read(p)
+	}
+	c.in.begin()
+	n, err := c.socket.Read(p)
+	c.in.end(n)
+	return n, err
 }
 
 // unreceive puts back bytes that belong to the next request.
@@ -260,13 +269,14 @@ func (c *conn) idle() {
 	}
 }
 
-// begin is called when a handler begins. It reports false if the conn has been
-// detached: the server then took an incomplete head for a complete one.
-func (c *conn) begin(r *http.Request) bool {
+// begin is called when a handler begins with a request. It returns nil if the conn
+// has been detached: the server then took an incomplete head for a complete one.
+func (c *conn) begin(r *http.Request) *flight {
+	f := c.group.server.newFlight(r, c, nil, &c.in, &c.out)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.detached {
-		return false
+		return nil
 	}
 	switch {
 	case c.phase != phaseHeadRead:
@@ -276,9 +286,11 @@ func (c *conn) begin(r *http.Request) bool {
 	default:
 		c.phase, c.chunks = phaseChunks, chunks{}
 	}
-	c.active, c.answered, c.endless, c.cancelled = true, false, false, false
-	c.method, c.path = r.Method, r.URL.Path
-	return true
+	c.in.reset()
+	c.out.reset()
+	c.flight, c.route, c.answered = f, f.route, false
+	f.stop = c.stop
+	return f
 }
 
 // end is called when the handler has returned. It reports whether the conn was
@@ -286,7 +298,7 @@ func (c *conn) begin(r *http.Request) bool {
 func (c *conn) end() (hijacked bool, st *Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.active = false
+	c.flight, c.ended = nil, time.Now()
 	return c.hijacked, c.stream
 }
 
@@ -318,38 +330,167 @@ func (c *conn) Movable(unread []byte) net.Conn {
 	return c.stream
 }
 
-// busy returns the request that is being handled, "" if there is none, and
-// reports whether it never ends by itself.
-func (c *conn) busy() (route string, endless bool) {
+// waitsForHead reports whether the conn is between two requests, or in the middle
+// of a head: then it can be detached.
+func (c *conn) waitsForHead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.active {
-		return "", false
-	}
-	return c.method + " " + c.path, c.endless || c.hijacked && c.stream == nil
+	return c.phase == phaseHead && c.flight == nil && !c.hijacked
 }
 
-var eventStream = []byte("text/event-stream")
+// inFlight implements pending.
+func (c *conn) inFlight(now time.Time, patience time.Duration) InFlight {
+	c.mu.Lock()
+	f, route, ended, hijacked := c.flight, c.route, c.ended, c.hijacked
+	c.mu.Unlock()
+	if f != nil {
+		is := f.inFlight(now, patience)
+		if hijacked && is.State != Endless { // and not yet a stream: its handler has the connection
+			is.State = Endless
+		}
+		return is
+	}
+	is := InFlight{Route: "the end of " + route, State: Ending, Age: now.Sub(ended)}
+	if route == "" || ended.IsZero() {
+		is.Route, is.Age = "a new request", 0
+	}
+	switch is.Left = patience - is.Age; {
+	case c.in.stalled(now, patience) || c.out.stalled(now, patience):
+		is.State, is.Left = Stalled, 0
+	case is.Left < 0:
+		is.State, is.Left = Late, 0
+	}
+	return is
+}
+
+// cancel implements pending.
+func (c *conn) cancel() {
+	if f := c.current(); f != nil {
+		f.cancel()
+	}
+}
+
+// expire implements pending.
+func (c *conn) expire(status int) {
+	if f := c.current(); f != nil {
+		f.expire(status)
+		return
+	}
+	c.mu.Lock()
+	route := c.route
+	c.mu.Unlock()
+	c.group.server.cuts.add("the end of " + route)
+	c.fail(nil, 0)
+}
+
+// leave implements pending.
+func (c *conn) leave() { c.drop(c.current()) }
+
+// current returns the request of the running handler, nil if none runs.
+func (c *conn) current() *flight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.flight
+}
+
+// cancelContext implements flightLink. It also wakes the handler of a hijacked
+// conn, which waits for the connection and not for a context.
+func (c *conn) cancelContext(f *flight, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flight != f {
+		return
+	}
+	c.hadCancelled = true
+	f.stop(cause)
+	if c.hijacked && c.stream == nil {
+		c.socket.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// fail implements flightLink. f is nil for what the server does after a handler.
+func (c *conn) fail(f *flight, status int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flight != f || c.detached || c.stream != nil || c.phase == phaseHead {
+		return
+	}
+	if status != 0 && !c.answered && !c.hijacked {
+		c.answerLocked(status)
+	}
+	c.socket.SetDeadline(time.Unix(1, 0))
+}
+
+// drop implements flightLink: the connection ends, whatever its handler does.
+func (c *conn) drop(f *flight) {
+	c.mu.Lock()
+	st, gone := c.stream, c.detached || c.flight != f
+	c.unblockLocked()
+	c.mu.Unlock()
+	if gone {
+		return
+	}
+	c.group.forget(c, false)
+	if st != nil {
+		st.abort()
+		return
+	}
+	c.socket.Close()
+}
+
+// answerLocked answers in place of the handler, and ends the connection.
+func (c *conn) answerLocked(status int) {
+	c.answered, c.replaced = true, true
+	retry := ""
+	if status == http.StatusServiceUnavailable {
+		retry = "Retry-After: 0\r\n"
+	}
+	text := http.StatusText(status)
+	c.socket.SetWriteDeadline(time.Now().Add(answerTime))
+	fmt.Fprintf(c.socket, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n%s\n",
+		status, text, retry, len(text)+1, text)
+	c.socket.CloseWrite()
+}
+
+// answerTime bounds the write of a short answer to a client that may not read.
+const answerTime = 50 * time.Millisecond
+
+// errReplaced is returned by writes of a handler that is too late.
+var errReplaced = errors.New("serve: the request was cut and has been answered")
 
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
-	detached := c.detached
-	if c.active && !c.answered {
+	detached, replaced := c.detached, c.replaced
+	if c.flight != nil && !c.answered {
 		c.answered = !bytes.HasPrefix(p, []byte("HTTP/1.1 1"))
-		head, _, _ := bytes.Cut(p[:min(len(p), serverBuffer)], []byte("\r\n\r\n"))
-		c.endless = bytes.Contains(head, eventStream)
 	}
 	c.mu.Unlock()
-	if detached {
+	switch {
+	case detached:
 		return len(p), nil // the server's answer to an interrupted head
+	case replaced:
+		return 0, errReplaced
 	}
-	return c.socket.Write(p)
+	c.out.begin()
+	n, err := c.socket.Write(p)
+	c.out.end(n)
+	return n, err
 }
 
 // ReadFrom lets the kernel send files directly.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	c.mu.Lock()
+	replaced := c.replaced
+	c.answered = true
+	c.mu.Unlock()
+	if replaced {
+		return 0, errReplaced
+	}
 	if from, ok := c.socket.(io.ReaderFrom); ok {
-		return from.ReadFrom(r)
+		c.out.begin()
+		n, err := from.ReadFrom(r)
+		c.out.end(int(n))
+		return n, err
 	}
 	return io.Copy(struct{ io.Writer }{c.socket}, r)
 }
@@ -387,22 +528,6 @@ func (c *conn) unread() []byte {
 	return append(c.headRead, c.buffered...)
 }
 
-// cancelRequest cancels the context of the running handler, with
-// Options.Reloading as its cause. It reports whether a handler runs.
-func (c *conn) cancelRequest() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.active && !c.cancelled {
-		c.hadCancelled, c.cancelled = true, true
-		c.group.server.cancelled.Add(1)
-		c.cancel(c.group.server.opts.Reloading)
-		if c.hijacked && c.stream == nil {
-			c.socket.SetReadDeadline(time.Unix(1, 0))
-		}
-	}
-	return c.active
-}
-
 // wasCancelled reports whether a hold has cancelled an earlier request.
 func (c *conn) wasCancelled() bool {
 	c.mu.Lock()
@@ -411,21 +536,31 @@ func (c *conn) wasCancelled() bool {
 }
 
 // renew makes a context for a request that follows a cancelled one.
-func (c *conn) renew(cancelled context.Context) (context.Context, context.CancelCauseFunc) {
+func (c *conn) renew(cancelled context.Context, f *flight) (context.Context, context.CancelCauseFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(cancelled))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cancel = cancel
+	c.stop, f.stop = cancel, cancel
 	return ctx, cancel
 }
 
-// stopReading ends the server's wait for the rest of a request that nobody
-// handles any more. If the server is no longer waiting, it clears the deadline
-// itself.
-func (c *conn) stopReading() {
+// finish is called when the handler has returned. If a hold has cancelled its
+// request, the answer ends as the client needs it.
+func (c *conn) finish(f *flight, a *answer) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.phase != phaseHead && !c.detached && c.stream == nil {
-		c.socket.SetReadDeadline(time.Unix(1, 0))
+	answered, hijacked := c.answered, c.hijacked
+	c.mu.Unlock()
+	if hijacked {
+		return
+	}
+	switch f.end(answered) {
+	case fateNone:
+		a.refuse(f.status())
+	case fateReplaced:
+		c.fail(f, f.status())
+		panic(http.ErrAbortHandler)
+	case fateBroken:
+		panic(http.ErrAbortHandler)
+	case fateStands:
 	}
 }

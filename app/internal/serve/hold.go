@@ -3,61 +3,231 @@ package serve
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
 )
 
-// BusyError names what is still in flight when the context of a hold ends.
-type BusyError struct{ Routes []string }
+// BusyError names what is still in flight when the time of a hold is over.
+type BusyError struct{ InFlight []InFlight }
 
 func (e *BusyError) Error() string {
-	return fmt.Sprintf("serve: still busy: %v", e.Routes)
+	return fmt.Sprintf("serve: still in flight: %q", e.Routes())
+}
+
+// maxRoutesNamed bounds how many routes a message names.
+const maxRoutesNamed = 10
+
+// Routes names what is in flight, each route once, with its number if there are
+// several.
+func (e *BusyError) Routes() []string {
+	count := map[string]int{}
+	for _, is := range e.InFlight {
+		count[is.Route]++
+	}
+	routes := []string{}
+	for _, route := range slices.Sorted(maps.Keys(count)) {
+		if len(routes) == maxRoutesNamed {
+			return append(routes, fmt.Sprintf("and %d more", len(count)-maxRoutesNamed))
+		}
+		if n := count[route]; n > 1 {
+			route = fmt.Sprintf("%s (%d times)", route, n)
+		}
+		routes = append(routes, route)
+	}
+	return routes
+}
+
+// Cut is what a hold may cut.
+type Cut int
+
+// What a hold may cut.
+const (
+	CutNothing Cut = iota
+	CutStalled     // what waits for its client
+	CutAll         // what is late or stalled, and when the time is over everything
+)
+
+// Terms are the terms of a hold.
+type Terms struct {
+	// Within is how long the hold waits for what is in flight.
+	Within time.Duration
+	// Patience is how long a request that nothing is known about is expected to
+	// take, and after how long without a byte its client counts as stalled.
+	Patience time.Duration
+	Cut      Cut
+}
+
+// InFlight describes everything in flight that a hold would have to wait for.
+func (s *Server) InFlight(patience time.Duration) []InFlight {
+	now := time.Now()
+	var list []InFlight
+	for _, p := range s.pending(s.rounds()...) {
+		list = append(list, p.inFlight(now, patience))
+	}
+	return list
+}
+
+// Changed returns a channel that receives when something in flight has ended.
+// Nobody may receive from it during a hold.
+func (s *Server) Changed() <-chan struct{} { return s.changed }
+
+func (s *Server) pending(rounds ...[]group) (list []pending) {
+	for _, k := range slices.Concat(rounds...) {
+		list = append(list, k.pending()...)
+	}
+	return list
 }
 
 // Hold stops accepting and waits until every connection that can move is detached
-// or gone, and no request is in flight on a pinned one: HTTP connections first,
-// streams last, because the handler of a stream may be in the middle of a call to
-// an HTTP handler. If ctx ends first, everything goes on as
-// before and the error is a [*BusyError].
+// or gone, and nothing is in flight except what is Endless: HTTP connections
+// first, streams last, because the handler of a stream may be in the middle of a
+// call to an HTTP handler. If t.Within passes first, everything goes on as before
+// and the error is a [*BusyError]; likewise if ctx ends, with its cause.
 //
-// Event streams and hijacked connections that are not streams never end by
-// themselves: once nothing else is in flight, their requests are cancelled.
+// With t.Cut the hold cuts what its client stalls, or everything; then it always
+// comes about, unless ctx ends: what does not end even when it is cut is left
+// behind, see [Held.Left]. [Held.EndEndless] must follow before the handlers are
+// replaced.
 //
 // There is one hold at a time; a second one panics.
-func (s *Server) Hold(ctx context.Context) (*Held, error) {
+func (s *Server) Hold(ctx context.Context, t Terms) (*Held, error) {
 	held := s.beginHold()
-	if err := s.wait(ctx); err != nil {
-		held.Release()
-		return nil, err
+	c := cutter{server: s, terms: t, deadline: time.Now().Add(t.Within), cuts: map[pending]*cutting{}, left: &held.left}
+	rounds := s.rounds()
+	for i, round := range rounds {
+		for _, k := range round { // later connections notice the hold themselves
+			k.pause()
+		}
+		if err := s.await(ctx, &c, rounds[:i+1]); err != nil {
+			held.Release()
+			return nil, err
+		}
 	}
 	return held, nil
 }
 
-// ForceHold is a Hold that does not give up: after patience it cancels what is in
-// flight, with Options.Reloading as the cause, and waits for at most last. The
-// server is held in any case, and the caller has to end that, even if there is an
-// error. A [*BusyError] names what is still in flight. If ctx ends first, the
-// error comes at once, and nothing is cancelled that was not by then.
-func (s *Server) ForceHold(ctx context.Context, patience, last time.Duration) (*Held, error) {
-	held := s.beginHold()
-	err := s.waitFor(ctx, patience)
-	if err == nil || ctx.Err() != nil {
-		return held, err
+// pollTime is how often a hold looks at what does not change by itself: a thing in
+// flight becomes late or stalled while nothing happens.
+const pollTime = 10 * time.Millisecond
+
+// await waits until nothing is in flight in rounds, which are paused, except what
+// is endless.
+func (s *Server) await(ctx context.Context, c *cutter, rounds [][]group) error {
+	for {
+		now := time.Now()
+		busy := c.look(now, s.pending(rounds...))
+		if len(busy) == 0 && s.stopped() {
+			return nil
+		}
+		if c.terms.Cut != CutAll && !now.Before(c.deadline) {
+			return &BusyError{busy}
+		}
+		select {
+		case <-s.changed:
+		case <-time.After(c.pause(now)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	s.log.Warn("cancelling what is in flight", "routes", s.busy())
-	for _, k := range slices.Concat(s.rounds()...) {
-		k.cancel(true)
-	}
-	return held, s.waitFor(ctx, last)
 }
 
-func (s *Server) waitFor(ctx context.Context, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return s.wait(ctx)
+// moment is how long something that is being cut has to end before the next, less
+// gentle step.
+const moment = 250 * time.Millisecond
+
+// cutter cuts what a hold may cut, step by step.
+type cutter struct {
+	server   *Server
+	terms    Terms
+	deadline time.Time
+	endless  bool // what is endless ends too
+	cuts     map[pending]*cutting
+	left     *[]InFlight // what was left behind
 }
+
+// pause is how long to wait for a change before the next look.
+func (c *cutter) pause(now time.Time) time.Duration {
+	if left := c.deadline.Sub(now); left > 0 {
+		return min(pollTime, left)
+	}
+	return pollTime
+}
+
+// cutting is how far the cutting of one thing has come.
+type cutting struct {
+	next   time.Time // when the next step is due
+	status int       // of the answer, if there was none
+	steps  int       // steps done
+}
+
+// look takes the steps that are due, and returns what is still waited for.
+func (c *cutter) look(now time.Time, list []pending) (busy []InFlight) {
+	for _, p := range list {
+		is := p.inFlight(now, c.terms.Patience)
+		if is.State == Endless && !c.endless {
+			continue
+		}
+		cut := c.cuts[p]
+		if cut == nil {
+			if cut = c.begin(now, is); cut == nil {
+				busy = append(busy, is)
+				continue
+			}
+			c.cuts[p] = cut
+		}
+		if !c.advance(now, cut, p) {
+			busy = append(busy, is)
+			continue
+		}
+		*c.left = append(*c.left, is)
+		c.server.leftSome.Store(true)
+	}
+	return busy
+}
+
+// begin decides whether something has to be cut; nil if not.
+func (c *cutter) begin(now time.Time, is InFlight) *cutting {
+	switch {
+	case is.State == Stalled && c.terms.Cut != CutNothing:
+		return &cutting{next: now, status: http.StatusRequestTimeout, steps: 1} // no context ends its wait
+	case c.terms.Cut == CutAll && (is.State == Late || !now.Before(c.deadline)):
+		return &cutting{next: now, status: http.StatusServiceUnavailable}
+	default:
+		return nil
+	}
+}
+
+// advance takes the step that is due. It reports whether that was the last one:
+// then p was left behind.
+func (c *cutter) advance(now time.Time, cut *cutting, p pending) (left bool) {
+	if now.Before(cut.next) {
+		return false
+	}
+	cut.next = now.Add(moment)
+	if c.endless && cut.steps == 0 {
+		cut.next = now.Add(endlessTime)
+	}
+	cut.steps++
+	switch cut.steps {
+	case 1:
+		p.cancel()
+	case 2:
+		p.expire(cut.status)
+	default:
+		if c.terms.Cut != CutAll {
+			return false
+		}
+		p.leave()
+		return true
+	}
+	return false
+}
+
+// endlessTime is how long an endless answer has to end by itself.
+const endlessTime = 100 * time.Millisecond
 
 func (s *Server) beginHold() *Held {
 	s.mu.Lock()
@@ -73,53 +243,11 @@ func (s *Server) beginHold() *Held {
 	return &Held{server: s}
 }
 
-// wait pauses one round after the other and waits until all are idle.
-func (s *Server) wait(ctx context.Context) error {
-	rounds := s.rounds()
-	paused := 0
-	for {
-		idle, endless := s.stopped(), true
-		for _, k := range slices.Concat(rounds[:paused]...) {
-			i, e := k.idleness()
-			idle, endless = idle && i, endless && (i || e)
-		}
-		switch {
-		case paused == 0 || idle && paused < len(rounds): // later connections notice the hold themselves
-			for _, k := range rounds[paused] {
-				k.pause()
-			}
-			paused++
-			continue
-		case idle:
-			return nil
-		case endless && s.stopped():
-			for _, k := range slices.Concat(rounds[:paused]...) {
-				if idle, _ := k.idleness(); !idle {
-					k.cancel(false)
-				}
-			}
-		}
-		select {
-		case <-s.changed:
-		case <-ctx.Done():
-			return &BusyError{Routes: s.busy()}
-		}
-	}
-}
-
 // stopped reports whether nothing is accepted any more.
 func (s *Server) stopped() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !slices.ContainsFunc(s.listeners, func(l *listener) bool { return !l.stopped })
-}
-
-func (s *Server) busy() []string {
-	routes := []string{}
-	for _, k := range slices.Concat(s.rounds()...) {
-		routes = append(routes, k.busy()...)
-	}
-	return routes
 }
 
 // Held is a server that serves nobody: connections that can move are detached,
@@ -129,7 +257,20 @@ func (s *Server) busy() []string {
 type Held struct {
 	server *Server
 	over   atomic.Bool
+	left   []InFlight
 }
+
+// EndEndless ends what is endless: its context is cancelled, after a moment its
+// connection fails, and after another it is left behind. Nothing else is in
+// flight then.
+func (h *Held) EndEndless() {
+	c := cutter{server: h.server, terms: Terms{Cut: CutAll}, endless: true, cuts: map[pending]*cutting{}, left: &h.left}
+	h.server.await(context.Background(), &c, h.server.rounds())
+}
+
+// Left returns what was left behind: handlers that run on although their
+// requests were cut. Their connections are closed.
+func (h *Held) Left() []InFlight { return h.left }
 
 // end panics unless this is the first call.
 func (h *Held) end() {
@@ -224,7 +365,8 @@ func (h *HandedOver) Recall(ctx context.Context) {
 	h.Stop()
 	p := h.server.pinned
 	for {
-		if idle, endless := p.idleness(); idle || endless {
+		waits := func(p pending) bool { return p.inFlight(time.Now(), 0).State != Endless }
+		if !slices.ContainsFunc(p.pending(), waits) {
 			return
 		}
 		select {

@@ -3,7 +3,6 @@ package serve
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -58,7 +57,7 @@ func connContext(ctx context.Context, nc net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
-	ctx, c.cancel = context.WithCancelCause(ctx)
+	ctx, c.stop = context.WithCancelCause(ctx)
 	return context.WithValue(ctx, connKey{}, c)
 }
 
@@ -98,24 +97,27 @@ func (q *queueListener) Close() error {
 
 func (q *queueListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// track records which requests are in flight.
+// track follows the requests in flight.
 func (k *http1) track(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*conn)
-		if !c.begin(r) {
+		f := c.begin(r)
+		if f == nil {
 			panic(http.ErrAbortHandler) // closes the conn; a detached one writes nothing
 		}
 		returned := false
 		defer func() { k.end(c, returned) }()
 		if c.wasCancelled() { // and with it the context of all later requests
-			ctx, cancel := c.renew(r.Context())
+			ctx, cancel := c.renew(r.Context(), f)
 			defer cancel(nil)
 			r = r.WithContext(ctx)
 		}
 		if r.RequestURI == "*" && r.Method == http.MethodOptions {
 			w.Header().Set("Content-Length", "0")
 		} else {
-			h.ServeHTTP(w, r)
+			a := &answer{ResponseWriter: w, flight: f}
+			h.ServeHTTP(a, r)
+			c.finish(f, a)
 		}
 		returned = true
 	})
@@ -140,12 +142,18 @@ func (k *http1) end(c *conn, returned bool) {
 	k.server.notify()
 }
 
+func (k *http1) newConn(sock socket, unread []byte) *conn {
+	c := &conn{socket: sock, group: k, buffered: unread}
+	c.out.probe = func() (uint64, bool) { return received(sock) }
+	return c
+}
+
 func (k *http1) adopt(d Detached) {
 	sock, ok := k.server.socketOf(d)
 	if !ok {
 		return
 	}
-	c := &conn{socket: sock, group: k, buffered: d.Unread}
+	c := k.newConn(sock, d.Unread)
 	k.mu.Lock()
 	k.conns[c] = struct{}{}
 	k.mu.Unlock()
@@ -173,7 +181,7 @@ func (k *http1) forget(c *conn, detached bool) bool {
 	case k.paused:
 		k.detached = append(k.detached, Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()})
 	default: // the hold ended before the HTTP server had dropped c; a new one must see the socket
-		late = &conn{socket: c.socket, group: k, buffered: c.unread()}
+		late = k.newConn(c.socket, c.unread())
 		k.conns[late] = struct{}{}
 	}
 	k.mu.Unlock()
@@ -202,38 +210,16 @@ func (k *http1) pause() {
 	}
 }
 
-func (k *http1) idleness() (idle, endless bool) {
-	conns := k.connections()
-	for _, c := range conns {
-		if _, endless := c.busy(); !endless {
-			return false, false
+func (k *http1) pending() []pending {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	list := make([]pending, 0, len(k.conns))
+	for c := range k.conns {
+		if k.paused || !c.waitsForHead() {
+			list = append(list, c)
 		}
 	}
-	return len(conns) == 0, true
-}
-
-func (k *http1) busy() (routes []string) {
-	others := 0
-	for _, c := range k.connections() {
-		if route, _ := c.busy(); route != "" {
-			routes = append(routes, route)
-		} else {
-			others++
-		}
-	}
-	slices.Sort(routes)
-	if others > 0 {
-		routes = append(routes, fmt.Sprintf("%d connection(s) in the middle of sending a request", others))
-	}
-	return routes
-}
-
-func (k *http1) cancel(slow bool) {
-	for _, c := range k.connections() {
-		if !c.cancelRequest() && slow {
-			c.stopReading()
-		}
-	}
+	return list
 }
 
 func (k *http1) waiting() int {

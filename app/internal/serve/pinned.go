@@ -1,15 +1,12 @@
 package serve
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,14 +45,14 @@ type pinned struct {
 	gone     chan struct{} // has room for one; receives when a connection has gone
 }
 
+// pinnedRequest is a request on a pinned connection, or one that was forwarded.
 type pinnedRequest struct {
-	route   string
-	endless bool
-	cancel  context.CancelCauseFunc
-	conn    *pinnedConn // nil if another process forwarded the request
+	*flight
 	group   *pinned
-
-	cancelled bool
+	conn    *pinnedConn // nil if another process forwarded the request
+	writer  http.ResponseWriter
+	major   int
+	in, out transfer
 }
 
 func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
@@ -201,74 +198,78 @@ var errClientGone = errors.New("serve: the client went away while its request wa
 func (k *pinned) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	req := &pinnedRequest{group: k, route: r.Method + " " + r.URL.Path, cancel: cancel}
-	req.conn, _ = r.Context().Value(connKey{}).(*pinnedConn)
-	h, err := k.enter(ctx, req)
+	req := &pinnedRequest{group: k, writer: w, major: r.ProtoMajor}
+	if req.conn, _ = r.Context().Value(connKey{}).(*pinnedConn); req.conn != nil && req.major < 2 {
+		req.out.probe = func() (uint64, bool) { return received(req.conn.Conn) }
+	}
+	h, err := k.enter(ctx, req, func() {
+		req.flight = k.server.newFlight(r, req, cancel, &req.in, &req.out)
+	})
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
 	defer k.leave(req)
-	h.ServeHTTP(&pinnedWriter{ResponseWriter: w, req: req}, r.WithContext(ctx))
-}
-
-// pinnedWriter detects answers that never end.
-type pinnedWriter struct {
-	http.ResponseWriter
-	req  *pinnedRequest
-	said bool
-}
-
-// Unwrap is called by http.ResponseController.
-func (w *pinnedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *pinnedWriter) look() {
-	if !w.said {
-		w.said = true
-		if strings.HasPrefix(w.Header().Get("Content-Type"), string(eventStream)) {
-			w.req.neverEnds()
-		}
+	r = r.WithContext(ctx)
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &body{r.Body, &req.in}
+	}
+	a := &answer{ResponseWriter: w, flight: req.flight, hijacked: req.hijacked, out: &req.out}
+	h.ServeHTTP(a, r)
+	switch req.end(true) {
+	case fateNone:
+		a.refuse(req.status())
+	case fateReplaced, fateBroken:
+		panic(http.ErrAbortHandler)
+	case fateStands:
 	}
 }
 
-func (w *pinnedWriter) WriteHeader(status int) {
-	if status >= http.StatusOK {
-		w.look()
+// hijacked is called when a handler takes an HTTP/1.1 connection from the
+// server. It cannot move.
+func (r *pinnedRequest) hijacked() {
+	r.neverEnds(true)
+	if r.conn != nil {
+		r.conn.upgraded.Store(true)
 	}
-	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *pinnedWriter) Write(p []byte) (int, error) {
-	w.look()
-	return w.ResponseWriter.Write(p)
-}
-
-func (w *pinnedWriter) Flush() {
-	w.look()
-	http.NewResponseController(w.ResponseWriter).Flush()
-}
-
-// Hijack takes an HTTP/1.1 connection from the server. It cannot move.
-func (w *pinnedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err == nil {
-		w.req.neverEnds()
-		if w.req.conn != nil {
-			w.req.conn.upgraded.Store(true)
-		}
+// cancelContext implements flightLink. It also wakes the handler of an upgraded
+// connection, which waits for the connection and not for a context.
+func (r *pinnedRequest) cancelContext(f *flight, cause error) {
+	f.stop(cause)
+	if r.conn != nil && r.conn.upgraded.Load() {
+		r.conn.SetReadDeadline(time.Unix(1, 0))
 	}
-	return c, rw, err
 }
 
-// neverEnds marks a request that a hold does not wait for.
-func (r *pinnedRequest) neverEnds() {
-	r.group.mu.Lock()
-	defer r.group.mu.Unlock()
-	r.endless = true
-	r.group.server.notify()
+// fail implements flightLink. Its status is written when the handler returns.
+func (r *pinnedRequest) fail(f *flight, _ int) {
+	if r.conn != nil && r.conn.upgraded.Load() {
+		r.conn.SetDeadline(time.Unix(1, 0))
+		return
+	}
+	past := time.Unix(1, 0)
+	rc := http.NewResponseController(r.writer)
+	rc.SetReadDeadline(past)
+	f.mu.Lock()
+	wrote := f.wrote
+	f.mu.Unlock()
+	if wrote {
+		rc.SetWriteDeadline(past)
+	}
 }
 
-// enter queues a request until the hold ends, and returns its handler.
-func (k *pinned) enter(ctx context.Context, req *pinnedRequest) (http.Handler, error) {
+// drop implements flightLink. A connection of HTTP/2 has other requests.
+func (r *pinnedRequest) drop(*flight) {
+	r.group.leave(r)
+	if r.conn != nil && r.major < 2 {
+		r.conn.Close()
+	}
+}
+
+// enter queues a request until the hold ends, and returns its handler. It calls
+// begin when the request begins.
+func (k *pinned) enter(ctx context.Context, req *pinnedRequest, begin func()) (http.Handler, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for k.released != nil {
@@ -289,6 +290,7 @@ func (k *pinned) enter(ctx context.Context, req *pinnedRequest) (http.Handler, e
 			return nil, err
 		}
 	}
+	begin()
 	k.requests[req] = struct{}{}
 	if req.conn != nil {
 		req.conn.active.Add(1)
@@ -302,6 +304,9 @@ func (k *pinned) enter(ctx context.Context, req *pinnedRequest) (http.Handler, e
 func (k *pinned) leave(req *pinnedRequest) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if _, ok := k.requests[req]; !ok {
+		return // it was left behind
+	}
 	delete(k.requests, req)
 	if req.conn != nil {
 		req.conn.active.Add(-1)
@@ -336,40 +341,14 @@ func (k *pinned) forwardTo(to http.Handler) {
 	}
 }
 
-func (k *pinned) idleness() (idle, endless bool) {
+func (k *pinned) pending() []pending {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	list := make([]pending, 0, len(k.requests))
 	for req := range k.requests {
-		if !req.endless {
-			return false, false
-		}
+		list = append(list, req)
 	}
-	return len(k.requests) == 0, true
-}
-
-func (k *pinned) busy() (routes []string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for req := range k.requests {
-		routes = append(routes, req.route)
-	}
-	slices.Sort(routes)
-	return routes
-}
-
-func (k *pinned) cancel(bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for req := range k.requests {
-		if !req.cancelled {
-			req.cancelled = true
-			req.cancel(k.server.opts.Reloading)
-			if req.endless && req.conn != nil && req.conn.upgraded.Load() {
-				req.conn.SetReadDeadline(time.Unix(1, 0))
-			}
-			k.server.cancelled.Add(1)
-		}
-	}
+	return list
 }
 
 // adopt serves the requests that another process forwards.

@@ -44,9 +44,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +89,17 @@ type Options struct {
 
 	Moving    error // returned by reads of a stream that is about to move, and then by Stream
 	Reloading error // cause of a request's context that a hold cancels
+
+	// Owner names the owner of the code that handles a request: requests of
+	// different owners are expected to take different times. It may be nil.
+	Owner func(*http.Request) string
+}
+
+func (o *Options) owner(r *http.Request) string {
+	if o.Owner == nil {
+		return ""
+	}
+	return o.Owner(r)
 }
 
 // group is one way in which connections are served. A hold treats all groups
@@ -95,14 +108,9 @@ type group interface {
 	// pause begins a hold: idle connections are detached, others as soon as
 	// they are idle, and nothing new begins.
 	pause()
-	// idleness reports whether nothing is in flight. If something is, endless
-	// reports whether all of it is of a sort that never ends by itself.
-	idleness() (idle, endless bool)
-	// busy names what is in flight.
-	busy() []string
-	// cancel cancels what is in flight. With slow it also ends the wait for
-	// clients that are in the middle of sending.
-	cancel(slow bool)
+	// pending returns what is in flight. During a hold it includes connections
+	// that are being detached.
+	pending() []pending
 	// waiting counts the connections that wait for the end of the hold.
 	waiting() int
 	// resume ends the hold: detached connections are served again.
@@ -123,9 +131,11 @@ type Server struct {
 	http1     *http1
 	streams   *streams
 	pinned    *pinned
+	durations *durations
 	closed    chan struct{}
-	cancelled atomic.Int64   // requests and connections that a hold has cancelled
-	changed   chan struct{}  // has room for one; receives when a hold may have made progress
+	cuts      cuts           // what holds have cancelled
+	changed   chan struct{}  // has room for one; receives when something in flight has ended
+	leftSome  atomic.Bool    // a hold has left a handler behind
 	tasks     sync.WaitGroup // goroutines that end with the server
 	handlers  sync.WaitGroup // goroutines that end when a handler does
 
@@ -164,6 +174,8 @@ func New(h http.Handler, opts Options) (*Server, *Held) {
 		closed:  make(chan struct{}),
 		changed: make(chan struct{}, 1),
 		holding: true,
+
+		durations: newDurations(),
 	}
 	s.streams = newStreams(s)
 	s.http1 = newHTTP1(s, h)
@@ -278,9 +290,38 @@ func (s *Server) isClosed() bool {
 	}
 }
 
-// Cancelled returns how many requests and connections were cancelled since the
-// last call.
-func (s *Server) Cancelled() int { return int(s.cancelled.Swap(0)) }
+// cuts counts what holds have cancelled.
+type cuts struct {
+	mu     sync.Mutex // guards the fields below
+	n      int
+	routes map[string]int
+}
+
+// maxCutRoutes bounds how many routes of cancelled requests are named.
+const maxCutRoutes = 10
+
+func (c *cuts) add(route string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n++
+	if _, known := c.routes[route]; known || len(c.routes) < maxCutRoutes {
+		if c.routes == nil {
+			c.routes = map[string]int{}
+		}
+		c.routes[route]++
+	}
+}
+
+// Cancelled returns how many requests and connections were cancelled by holds
+// since the last call, and some of their routes.
+func (s *Server) Cancelled() (n int, routes []string) {
+	c := &s.cuts
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, routes = c.n, slices.Sorted(maps.Keys(c.routes))
+	c.n, c.routes = 0, nil
+	return n, routes
+}
 
 // Pinned returns the number of pinned connections.
 func (s *Server) Pinned() int { return s.pinned.count() }
@@ -307,6 +348,9 @@ func (s *Server) Close() {
 		}
 	}
 	s.tasks.Wait()
+	if s.leftSome.Load() {
+		return
+	}
 	ended := make(chan struct{})
 	go func() { // ends with the last handler, which may be never
 		s.handlers.Wait()

@@ -2,13 +2,13 @@ package serve_test
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,10 +94,15 @@ const request = "GET /path HTTP/1.1\r\nHost: x\r\n\r\n"
 
 func echo(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.URL.Path) }
 
+// patience is what a request that nothing is known about is expected to take.
+const patience = 50 * time.Millisecond
+
 func hold(t *testing.T, s *serve.Server, limit time.Duration) (*serve.Held, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	return s.Hold(ctx)
+	h, err := s.Hold(t.Context(), serve.Terms{Within: limit, Patience: patience})
+	if err == nil {
+		h.EndEndless()
+	}
+	return h, err
 }
 
 // held returns a hold that must succeed.
@@ -167,31 +172,13 @@ func TestHoldWaitsForRequestsInFlight(t *testing.T) {
 	<-begun
 	_, err := hold(t, s, 50*time.Millisecond)
 	var busy *serve.BusyError
-	if !errors.As(err, &busy) || len(busy.Routes) != 1 || busy.Routes[0] != "GET /path" {
+	if !errors.As(err, &busy) || !slices.Equal(busy.Routes(), []string{"GET /path"}) {
 		t.Fatalf("Hold = %v, want a BusyError that names GET /path", err)
 	}
 	close(finish)
 	held(t, s)
 	if got := c.answer(); got != "200 /path" {
 		t.Errorf("answer = %q", got)
-	}
-}
-
-func TestForceHoldCancelsWithACause(t *testing.T) {
-	begun, cause := make(chan struct{}), make(chan error, 1)
-	s, address := newServer(t, func(_ http.ResponseWriter, r *http.Request) {
-		close(begun)
-		<-r.Context().Done()
-		cause <- context.Cause(r.Context())
-	})
-	c := dial(t, address)
-	c.send(request)
-	<-begun
-	if _, err := s.ForceHold(t.Context(), time.Millisecond, 10*time.Second); err != nil {
-		t.Errorf("ForceHold = %v", err)
-	}
-	if err := <-cause; !errors.Is(err, options.Reloading) {
-		t.Errorf("cause = %v, want ErrReloading", err)
 	}
 }
 
@@ -262,52 +249,6 @@ func TestAHoldThatFailsLosesNobody(t *testing.T) {
 	}
 }
 
-// TestForceHoldThatIsCalledOff cancels no request: whoever called it off does not
-// want the hold any more.
-func TestForceHoldThatIsCalledOff(t *testing.T) {
-	begun, finish := make(chan struct{}), make(chan struct{})
-	s, address := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		close(begun)
-		select {
-		case <-finish:
-		case <-r.Context().Done():
-		}
-		echo(w, r)
-	})
-	c := dial(t, address)
-	c.send(request)
-	<-begun
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(10*time.Millisecond, cancel)
-	h, err := s.ForceHold(ctx, time.Minute, time.Minute)
-	var busy *serve.BusyError
-	if h == nil || !errors.As(err, &busy) || s.Cancelled() != 0 {
-		t.Errorf("ForceHold = %v, %v, %d cancelled; want a hold, what is busy, and nothing cancelled", h, err, s.Cancelled())
-	}
-	h.Release()
-	close(finish)
-	if got := c.answer(); got != "200 /path" {
-		t.Errorf("answer = %q", got)
-	}
-}
-
-// TestForceHoldLeavesBehindWhatIgnoresIt, and names it.
-func TestForceHoldLeavesBehindWhatIgnoresIt(t *testing.T) {
-	begun, finish := make(chan struct{}), make(chan struct{})
-	s, address := newServer(t, func(http.ResponseWriter, *http.Request) {
-		close(begun)
-		<-finish
-	})
-	defer close(finish)
-	dial(t, address).send(request)
-	<-begun
-	h, err := s.ForceHold(t.Context(), time.Millisecond, time.Millisecond)
-	var busy *serve.BusyError
-	if h == nil || !errors.As(err, &busy) || len(busy.Routes) != 1 || s.Cancelled() != 1 {
-		t.Errorf("ForceHold = %v, %v; want a hold, and what runs on", h, err)
-	}
-}
-
 // TestAHoldEndsOnce: calls in the wrong order panic at once.
 func TestAHoldEndsOnce(t *testing.T) {
 	nothing := func(adopt func([]serve.Detached)) {}
@@ -324,7 +265,7 @@ func TestAHoldEndsOnce(t *testing.T) {
 			handed.Resume(nothing)
 			handed.Resume(nothing)
 		},
-		"held twice": func(s *serve.Server, _ *serve.Held) { s.Hold(context.Background()) },
+		"held twice": func(s *serve.Server, _ *serve.Held) { s.Hold(t.Context(), serve.Terms{}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, h, _ := newHeld(t, echo)

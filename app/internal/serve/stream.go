@@ -57,6 +57,7 @@ type Stream struct {
 	mu         sync.Mutex    // guards the fields below
 	moving     bool          // the handler has been told to let go
 	moveBegan  chan struct{} // closed when moving is set
+	movedAt    time.Time     // when it was set
 	readBegan  chan struct{} // closed by a handler's first read, or its end
 	reading    bool          // readBegan is closed
 	ending     bool          // the handler has returned for good
@@ -88,11 +89,34 @@ func (st *Stream) move() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if !st.moving && !st.ending {
-		st.moving = true
+		st.moving, st.movedAt = true, time.Now()
 		close(st.moveBegan)
 		st.socket.SetDeadline(time.Unix(1, 0))
 	}
 }
+
+// inFlight implements pending: the handler has been told to let go.
+func (st *Stream) inFlight(now time.Time, patience time.Duration) InFlight {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	is := InFlight{Route: "a connection of module " + st.owner, Owner: st.owner, State: Ending}
+	if st.moving {
+		is.Age = now.Sub(st.movedAt)
+	}
+	if is.Left = patience - is.Age; is.Left < 0 {
+		is.State, is.Left = Late, 0
+	}
+	return is
+}
+
+// cancel implements pending: the handler has been told already.
+func (st *Stream) cancel() {}
+
+// expire implements pending: reads and writes have ended already.
+func (st *Stream) expire(int) {}
+
+// leave implements pending.
+func (st *Stream) leave() { st.group.leave(st) }
 
 func (st *Stream) tooMuchUnmarked() bool {
 	st.mu.Lock()

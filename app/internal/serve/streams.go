@@ -3,11 +3,8 @@ package serve
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"time"
 )
@@ -122,27 +119,29 @@ func (k *streams) pause() {
 	}
 }
 
-func (k *streams) idleness() (idle, endless bool) {
+// pending returns the streams whose handler has not let go: during a hold all that
+// are running, otherwise those that an earlier hold has told to move. Other
+// streams are in nobody's way.
+func (k *streams) pending() []pending {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return len(k.running) == 0, false
-}
-
-func (k *streams) busy() (routes []string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	count := map[string]int{}
+	var list []pending
 	for st := range k.running {
-		count[st.owner]++
+		if k.paused || st.Moving() {
+			list = append(list, st)
+		}
 	}
-	for _, owner := range slices.Sorted(maps.Keys(count)) {
-		routes = append(routes, fmt.Sprintf("%d connection(s) of module %s", count[owner], owner))
-	}
-	return routes
+	return list
 }
 
-// cancel has nothing to do: pause has told the handlers.
-func (k *streams) cancel(bool) {}
+// leave lets the handler of a stream run on, and ends the stream.
+func (k *streams) leave(st *Stream) {
+	st.abort()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.running, st)
+	k.server.notify()
+}
 
 func (k *streams) waiting() int {
 	k.mu.Lock()

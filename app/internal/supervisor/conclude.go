@@ -93,7 +93,6 @@ func conclude(f facts) client.Outcome {
 		Error:      f.err,
 		Probation:  f.probation(),
 		Lost:       f.lost,
-		Notes:      f.notes,
 	}
 	if r := f.report; r != nil {
 		for stage, ms := range r.StagesMS {
@@ -109,13 +108,13 @@ func conclude(f facts) client.Outcome {
 		if len(r.Down) > 0 {
 			o.Error += fmt.Sprintf("; after the rollback %v did not start again and answers 503", r.Down)
 		}
-		o.Notes = append(slices.Clone(r.Notes), f.notes...)
+		o.Notes = slices.Clone(r.Notes)
+	}
+	if o.Verdict == client.Reloaded { // they describe a new generation that serves
+		o.Notes = append(o.Notes, f.notes...)
 	}
 	if f.build > 0 {
 		o.StagesMS[client.StageBuild] = client.Milliseconds(f.build)
-	}
-	if o.Verdict != client.Reloaded {
-		o.Notes = nil // they describe a new generation that serves
 	}
 	return o
 }

@@ -8,9 +8,6 @@ import (
 	"example.org/orchestrator/app/client"
 )
 
-// defaultTimeout bounds a reload without a timeout of its own.
-const defaultTimeout = 15 * time.Second
-
 // request asks for a reload.
 type request struct {
 	reload client.ReloadRequest
@@ -18,13 +15,9 @@ type request struct {
 	timer  *time.Timer         // expires the request; nil for none
 }
 
-// limit is how long the reload may take until its commit.
-func (r *request) limit() time.Duration {
-	if r.reload.TimeoutMS > 0 {
-		return time.Duration(r.reload.TimeoutMS) * time.Millisecond
-	}
-	return defaultTimeout
-}
+// limit is how long the reload may take until its commit, 0 for as long as the
+// limits of its parts allow.
+func (r *request) limit() time.Duration { return time.Duration(r.reload.TimeoutMS) * time.Millisecond }
 
 // answer ends the request with o. It must be called once.
 func (r *request) answer(o client.Outcome) {

@@ -23,7 +23,9 @@ func (s *supervisor) request(r *request) {
 		s.turnAway(r, endRefused, errStopping.Error())
 		return
 	}
-	r.timer = s.after(r.limit(), requestExpired{r})
+	if limit := r.limit(); limit > 0 {
+		r.timer = s.after(limit, requestExpired{r})
+	}
 	fromSources := r.reload.Binary == "" && (s.plan.watcher != nil || r.reload.Build)
 	switch placeFor(s.job, now, now == recovering && s.crashes.looping(), fromSources) {
 	case placeStart:

@@ -53,14 +53,18 @@ func TestRequests_expire(t *testing.T) {
 	})
 }
 
-func TestRequests_haveALimitOfTheirOwn(t *testing.T) {
-	inWorld(t, func(w *world) {
-		k := w.first()
-		w.reload(client.ReloadRequest{})
-		if _, order := k.candidate(); order.TimeoutMS != defaultTimeout.Milliseconds() {
-			t.Errorf("the limit is %d ms", order.TimeoutMS)
-		}
-	})
+// TestRequests_haveNoLimitUnlessTheyName: the configuration's deadlines bound a
+// reload, and one with a timeout does not shorten a save that it has joined.
+func TestRequests_haveNoLimitUnlessTheyName(t *testing.T) {
+	for want, reload := range map[int64]client.ReloadRequest{0: {}, 7000: {TimeoutMS: 7000}} {
+		inWorld(t, func(w *world) {
+			k := w.first()
+			w.reload(reload)
+			if _, order := k.candidate(); order.TimeoutMS != want {
+				t.Errorf("the limit is %d ms, want %d", order.TimeoutMS, want)
+			}
+		})
+	}
 }
 
 // TestRequests_beforeAnythingServes: they wait until something does.

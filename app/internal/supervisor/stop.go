@@ -48,6 +48,9 @@ func (s *supervisor) beginStop() {
 	s.abandon(errStopping)
 }
 
+// hearUnclean is called when the program's last generation has not stopped properly.
+func (s *supervisor) hearUnclean(*worker, control.Message) { s.stop.code = max(s.stop.code, 1) }
+
 // abandon ends the job, the request that waits and the probation.
 func (s *supervisor) abandon(why error) {
 	if j := s.job; j != nil {

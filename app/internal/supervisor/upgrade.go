@@ -15,6 +15,10 @@ import (
 // generation may take to begin an upgrade and to report on it.
 const answerTime = 2 * time.Second
 
+// beginTime is how long a generation may take to begin an upgrade. It may have to
+// end its own probation first, and hand back what it has if it is unhealthy.
+const beginTime = 20 * time.Second
+
 // unconfirmed is a serving generation that is not final yet: the old generation
 // stands by.
 type unconfirmed struct {
@@ -61,7 +65,11 @@ func (s *supervisor) upgrade() {
 	}
 	s.send(w, control.Message{Type: control.TypeUpgrade, Upgrade: &order})
 	w.enter(nil, nil)
-	s.after(time.Duration(order.TimeoutMS)*time.Millisecond+answerTime, upgradeUnanswered{j, w})
+	patience := beginTime
+	if order.TimeoutMS > 0 {
+		patience = time.Duration(order.TimeoutMS)*time.Millisecond + answerTime
+	}
+	s.after(patience, upgradeUnanswered{j, w})
 }
 
 // postpone ends the job because nothing serves. Its latest request waits until a
@@ -89,16 +97,16 @@ func (j *job) order() control.Upgrade {
 		Unknown:    j.unknown,
 		Repair:     j.repair,
 	}
-	limit := defaultTimeout
-	if len(j.requests) > 0 {
-		limit = 0
-	}
+	limited := !j.saved && len(j.requests) > 0
 	for _, r := range j.requests {
 		order.Force = order.Force || r.reload.Force
 		order.DropState = append(order.DropState, r.reload.DropState...)
-		limit = max(limit, r.limit())
+		order.TimeoutMS = max(order.TimeoutMS, r.reload.TimeoutMS)
+		limited = limited && r.limit() > 0
 	}
-	order.TimeoutMS = limit.Milliseconds()
+	if !limited { // a request with a timeout of its own ends alone
+		order.TimeoutMS = 0
+	}
 	return order
 }
 

@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -10,7 +12,6 @@ import (
 	"example.org/orchestrator/app/internal/control"
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/handoff"
-	"example.org/orchestrator/modules"
 )
 
 // commit gives everything to the candidate (giveAway), stands by until the
@@ -19,11 +20,12 @@ import (
 // every state is reverted to that of the commit.
 func (a *attempt) commit() error {
 	g := a.g
-	probation := g.cfg.App.Probation
-	a.stage(handoff.StageCommit, 2*a.limits().commit())
-	ctx, cancel := context.WithTimeout(context.Background(), a.limits().commit())
-	defer cancel()
-	err := a.giveAway(ctx, probation > 0)
+	probation := a.terms.Probation
+	if len(a.doubtful) > 0 { // nothing may work twice
+		probation = 0
+	}
+	a.stage(handoff.StageCommit, a.limits().commit()+moveTime)
+	err := a.giveAway(context.Background(), probation > 0)
 	if err == nil && probation > 0 {
 		err = a.standBy(probation)
 	}
@@ -37,8 +39,8 @@ func (a *attempt) commit() error {
 			early = true
 		default:
 		}
-		a.stage(handoff.StageReady, 2*g.cfg.App.HookTimeout)
-		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		a.stage(handoff.StageReady, 2*finalTime)
+		ctx, cancel := context.WithTimeout(context.Background(), finalTime)
 		defer cancel()
 		err = a.candidate.Finish(ctx, early)
 	}
@@ -57,7 +59,7 @@ func (a *attempt) commit() error {
 	}
 	g.mu.Lock()
 	for _, in := range g.set.list { // even if the candidate never got their states
-		if _, ok := in.module.(modules.Stateful); ok && !slices.Contains(a.lost, in.name) {
+		if in.stateful() && !slices.Contains(a.lost, in.name) {
 			a.reverted = append(a.reverted, in.name)
 		}
 	}
@@ -77,7 +79,8 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 		g.log.Warn("closing connections of modules: the new generation cannot open enough files", "connections", lost)
 		closed += lost
 	}
-	a.cancelled += g.server.Cancelled() + closed
+	a.countCut()
+	a.cancelled += closed
 	a.left = outgoing(conns)
 	a.forwarded = g.server.Pinned() + len(web)
 	var to *forwarding
@@ -87,14 +90,20 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 			return fault(handoff.StageCommit, "", err)
 		}
 	}
-	err := a.candidate.Commit(ctx, handoff.Commit{
+	accepts, cancel := context.WithTimeout(ctx, a.limits().commit())
+	defer cancel()
+	err := a.candidate.Commit(accepts, handoff.Commit{
 		StagesMS:  stageTimes(a.stages),
-		HeldMS:    client.Milliseconds(time.Since(a.heldSince)),
+		HeldMS:    client.Milliseconds(a.pause + time.Since(a.heldSince)),
 		TotalMS:   client.Milliseconds(time.Since(a.began)),
 		Held:      a.heldConns,
 		Forwarded: a.forwarded,
 		Cancelled: a.cancelled,
 		Probation: probation,
+		Left:      slices.Sorted(maps.Keys(a.doubtful)),
+		Lost:      a.lost,
+		Notes:     a.notes,
+		SlowMS:    millis(g.server.Expectations(a.terms.MaxPause)),
 	})
 	if err != nil {
 		to.close()
@@ -104,6 +113,8 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	if to != nil {
 		out = append(out, to.far)
 	}
+	ctx, cancel = context.WithTimeout(ctx, moveTime)
+	defer cancel()
 	left, err := a.candidate.Move(ctx, out)
 	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == forwardOwner }), outgoing(stay)...)
 	if err != nil {
@@ -128,11 +139,13 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 // drain waits until the clients of pinned connections have gone.
 func (a *attempt) drain() {
 	g := a.g
-	if g.server.Pinned() == 0 {
+	a.discardSpare()
+	if g.server.Pinned() == 0 || len(a.doubtful) > 0 {
 		return
 	}
-	a.stage(client.StageDrain, g.cfg.App.Drain+g.cfg.App.HookTimeout)
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.Drain)
+	drain := a.terms.Drain
+	a.stage(client.StageDrain, drain+a.limits().slack())
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	go func() { // ends with ctx
 		select {
@@ -141,17 +154,16 @@ func (a *attempt) drain() {
 		case <-ctx.Done():
 		}
 	}()
-	closed := a.handed.Drain(ctx, max(g.cfg.App.Drain/2, g.cfg.App.Drain-3*time.Second))
+	closed := a.handed.Drain(ctx, max(drain/2, drain-3*time.Second))
 	g.send(control.Message{Type: control.TypeDrained, Drained: &control.Drained{Generation: a.order.Generation, Closed: closed}})
 }
 
 // standBy watches the candidate during its probation.
 func (a *attempt) standBy(probation time.Duration) error {
-	app := a.g.cfg.App
 	patience, returning := a.limits().answer(), a.limits().handBack()
 	unhealthy := func() {
-		a.stage(client.StageReturn, app.Drain+returning+app.HookTimeout)
-		ctx, cancel := context.WithTimeout(context.Background(), app.Drain)
+		a.stage(client.StageReturn, a.terms.Drain+returning+a.limits().slack())
+		ctx, cancel := context.WithTimeout(context.Background(), a.terms.Drain)
 		defer cancel()
 		a.handed.Recall(ctx)
 	}
@@ -165,7 +177,7 @@ func (a *attempt) standBy(probation time.Duration) error {
 func (a *attempt) takeBack(back *handoff.ReturnedError) error {
 	g := a.g
 	a.rollBack(back.States, func(adopt func([]serve.Detached)) {
-		ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), moveTime)
 		defer cancel()
 		if _, err := a.candidate.TakeBack(ctx, func(conns []handoff.Conn) { adopt(incoming(conns)) }); err != nil {
 			g.log.Warn("not every connection came back", "err", err)
@@ -174,4 +186,21 @@ func (a *attempt) takeBack(back *handoff.ReturnedError) error {
 	})
 	a.await()
 	return &committedError{back.UpgradeError}
+}
+
+// countCut adds what holds have cut to what the outcome tells.
+func (a *attempt) countCut() {
+	n, routes := a.g.server.Cancelled()
+	if n > 0 {
+		a.cancelled += n
+		a.notes = append(a.notes, fmt.Sprintf("cut: %q", routes))
+	}
+}
+
+func millis(times map[string]time.Duration) map[string]float64 {
+	ms := map[string]float64{}
+	for name, d := range times {
+		ms[name] = client.Milliseconds(d)
+	}
+	return ms
 }

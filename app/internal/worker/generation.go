@@ -73,6 +73,7 @@ type generation struct {
 	starting    sync.Mutex  // held while modules of the set are started or stopped
 	stopping    atomic.Bool // the program is stopping
 	repairAsked atomic.Bool // this is a fresh process of its build, or one was asked for
+	leftBehind  []string    // modules of which something still runs in the old generation
 	final       <-chan bool // receives once, after the probation, whether this generation stays; nil without one
 
 	mu   sync.Mutex // guards the fields below, which rollbacks replace
@@ -211,6 +212,7 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 		Stream:    g.routes.handleConn,
 		Moving:    modules.ErrMoving,
 		Reloading: modules.ErrReloading,
+		Owner:     g.routes.owner,
 	})
 	return set, nil
 }
@@ -236,7 +238,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 		err = g.upgrader.Ready()
 	}
 	if err != nil {
-		return errors.Join(err, set.shutdown(ctx, never))
+		return errors.Join(err, set.shutdown(ctx, mustStop))
 	}
 	for _, in := range set.list {
 		in.since = g.number
@@ -257,17 +259,35 @@ func (g *generation) startFirst(ctx context.Context) error {
 func (g *generation) install(set *moduleSet) {
 	g.routes.mount(g.cfg, set)
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.set = set
+	g.beginRunsLocked(set, nil)
+}
+
+// beginRunsLocked begins the background work of set. That of a module waits until
+// its earlier one has ended, in this process, and in the old generation if
+// something was left behind there. g.mu is held.
+func (g *generation) beginRunsLocked(set *moduleSet, earlier *background) {
 	runs := newBackground()
-	g.set, g.runs = set, runs
+	g.runs = runs
 	for _, in := range set.list {
 		if in.down == nil {
-			runs.run(in)
+			runs.run(in, func(ctx context.Context, module string) error {
+				if earlier != nil {
+					if err := earlier.await(ctx, module); err != nil {
+						return err
+					}
+				}
+				if slices.Contains(g.leftBehind, module) {
+					return g.upgrader.WaitForParent(ctx)
+				}
+				return nil
+			})
 			continue
 		}
 		g.routes.fail(in.name, in.down)
-		runs.do(func(ctx context.Context) { g.recoverModule(ctx, runs, in) })
+		runs.do(in.name, func(ctx context.Context) { g.recoverModule(ctx, runs, in) })
 	}
-	g.mu.Unlock()
 }
 
 // report sends the supervisor what this generation serves. upgrade, unless nil,
@@ -302,7 +322,7 @@ func (g *generation) report(upgrade *control.Report) {
 // limits returns the limits of this generation alone.
 func (g *generation) limits() limits {
 	app := g.cfg.App
-	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, drain: app.Drain, maxPause: app.MaxPause}
+	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, run: app.RunTimeout, drain: app.Drain, maxFreeze: app.MaxFreeze}
 }
 
 // send queues a message to the supervisor. If the supervisor is gone, this

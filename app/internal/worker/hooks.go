@@ -45,17 +45,21 @@ func (s *moduleSet) do(ctx context.Context, h contract.Hook, in *instance, f fun
 // prepare runs every Prepare.
 func (s *moduleSet) prepare(ctx context.Context) error {
 	for in := range s.inOrder(contract.Prepare) {
-		p, ok := in.module.(modules.Preparer)
-		if !ok {
-			continue
-		}
-		in.touched = true
-		err := s.do(ctx, contract.Prepare, in, func(ctx context.Context) error { return p.Prepare(ctx, in.cfg) })
-		if err != nil {
+		if err := s.prepareOne(ctx, in); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// prepareOne runs the Prepare of a module, if it has one that has not run.
+func (s *moduleSet) prepareOne(ctx context.Context, in *instance) error {
+	p, ok := in.module.(modules.Preparer)
+	if !ok || in.touched {
+		return nil
+	}
+	in.touched = true
+	return s.do(ctx, contract.Prepare, in, func(ctx context.Context) error { return p.Prepare(ctx, in.cfg) })
 }
 
 // initialize starts every module and asks for its health. If mayFail(name), a
@@ -108,16 +112,19 @@ func (s *moduleSet) start(ctx context.Context, in *instance) error {
 func silent(stage, module string) {}
 
 // shutdown stops every touched module, even if one fails. It returns the first
-// error of a module, unless mayFail(name).
-func (s *moduleSet) shutdown(ctx context.Context, mayFail func(name string) bool) error {
+// error of a module, unless mayFail(in, err).
+func (s *moduleSet) shutdown(ctx context.Context, mayFail func(in *instance, err error) bool) error {
 	var first error
 	for in := range s.inOrder(contract.Shutdown) {
-		if err := s.stop(ctx, in); err != nil && first == nil && !mayFail(in.name) {
+		if err := s.stop(ctx, in); err != nil && !mayFail(in, err) && first == nil {
 			first = err
 		}
 	}
 	return first
 }
+
+// mustStop is a mayFail that lets no module fail.
+func mustStop(*instance, error) bool { return false }
 
 // stop stops a module, and then its subscribers.
 func (s *moduleSet) stop(ctx context.Context, in *instance) error {
@@ -126,13 +133,13 @@ func (s *moduleSet) stop(ctx context.Context, in *instance) error {
 	}
 	in.touched = false
 	err := s.call(ctx, contract.Shutdown, in.module.Shutdown)
-	in.stuck = errors.Is(err, errLate)
 	if in.bus != nil {
 		in.bus.Close()
 		err = errors.Join(err, s.call(ctx, contract.Subscribers, in.bus.Wait))
 	}
-	if in.stuck {
-		err = fmt.Errorf("%w; a reload with --drop-state=%s goes on without its state", err, in.name)
+	if in.stuck = errors.Is(err, errLate); in.stuck {
+		in.doubtful = true
+		err = fmt.Errorf("%w; reload with --force leaves it behind", err)
 	}
 	if err != nil {
 		return fault(contract.Shutdown.Stage, in.name, err)

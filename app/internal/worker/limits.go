@@ -11,10 +11,16 @@ import (
 // of its own, with an error that names the hook; these limits are for a process
 // that cannot keep its deadlines. They follow from the table of hooks.
 type limits struct {
-	modules  int // number of modules, in the generation that has more
-	hook     time.Duration
-	drain    time.Duration
-	maxPause time.Duration
+	modules   int // number of modules, in the generation that has more
+	hook      time.Duration
+	run       time.Duration
+	drain     time.Duration
+	maxFreeze time.Duration
+}
+
+// use makes the settings those of a reload.
+func (l *limits) use(t terms) {
+	l.hook, l.run, l.drain, l.maxFreeze = t.Hook, t.Run, t.Drain, t.MaxFreeze
 }
 
 // slack is for what a process does besides its hooks.
@@ -25,19 +31,32 @@ func (l limits) bound(hooks ...contract.Hook) time.Duration {
 }
 
 // start is for exec, the start of main and the first message.
-func (l limits) start() time.Duration { return l.hook }
+func (l limits) start() time.Duration { return startTime }
+
+// startTime is long: the machine may be busy with a build, and a large program
+// has much to read.
+const startTime = 10 * time.Second
+
+// leave is for a candidate that gives up, to shut its modules down.
+func (l limits) leave() time.Duration {
+	return l.bound(contract.InStage(contract.Old, handoff.StageShutdown)...)
+}
 
 func (l limits) prepare() time.Duration {
 	return l.bound(contract.InStage(contract.Candidate, handoff.StagePrepare)...)
 }
 
-// hold is for all attempts to hold together.
-func (l limits) hold() time.Duration { return 5*(l.drain+l.maxPause) + 2*l.hook }
+// hold is for all attempts to hold together, with the cutting of what does not
+// end.
+func (l limits) hold() time.Duration { return 2*l.drain + 4*l.maxFreeze + cutTime }
+
+// cutTime is more than the cutting of everything in flight takes, step by step.
+const cutTime = 3 * time.Second
 
 // shutdown is also for a module that is being started again meanwhile, which
 // holds generation.starting for the time of two more hooks.
 func (l limits) shutdown() time.Duration {
-	return l.bound(contract.InStage(contract.Old, handoff.StageShutdown)...) + 2*l.hook
+	return l.bound(contract.InStage(contract.Old, handoff.StageShutdown)...) + 2*l.hook + l.run + cutTime
 }
 
 func (l limits) export() time.Duration {
@@ -53,11 +72,24 @@ func (l limits) restore() time.Duration {
 // rollback is for starting the modules again in the old process. A state is read
 // from what the candidate returned, and if that fails from what was exported.
 func (l limits) rollback() time.Duration {
-	return l.bound(contract.Restore, contract.Restore, contract.Initialize)
+	return l.bound(contract.Prepare, contract.Restore, contract.Restore, contract.Initialize)
 }
 
-// commit is for passing on all connections.
-func (l limits) commit() time.Duration { return l.hook }
+// commit is for the candidate to accept after the commit. Each batch of
+// connections has a deadline of its own.
+func (l limits) commit() time.Duration { return commitTime }
+
+const (
+	commitTime = 5 * time.Second
+
+	// moveTime is more than the passing on of all connections takes. It bounds
+	// the wait for a process that stands still.
+	moveTime = time.Minute
+
+	// finalTime is for the candidate to become final, and for the old generation
+	// to confirm it.
+	finalTime = 5 * time.Second
+)
 
 // answer is for the candidate to say that it is healthy.
 func (l limits) answer() time.Duration { return l.bound(contract.Healthy) }
@@ -70,7 +102,7 @@ func (l limits) handBack() time.Duration {
 // silence is the longest time between two messages of the old generation to the
 // candidate.
 func (l limits) silence() time.Duration {
-	return l.hold() + l.shutdown() + l.export() + l.rollback() + l.commit() + l.slack()
+	return l.hold() + l.shutdown() + l.export() + l.rollback() + l.commit() + moveTime + l.slack()
 }
 
 // forceTime is how long requests may take to end after a stop has cancelled

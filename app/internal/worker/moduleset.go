@@ -20,9 +20,15 @@ type instance struct {
 	cfg    modules.Config
 	bus    *eventbus.Bus
 
-	touched bool // Prepare or Initialize was called, so Shutdown must be called
-	stuck   bool // Shutdown did not return, so the state must not be read
-	since   int  // generation in which its code or configuration last changed
+	touched  bool // Prepare or Initialize was called, so Shutdown must be called
+	stuck    bool // Shutdown or a subscriber did not return
+	doubtful bool // something still runs that may write to the state: it is not carried in memory
+
+	// What a fresh value has said about its state: State is never called while a
+	// module serves.
+	version int
+	layout  contract.Layout
+	since   int // generation in which its code or configuration last changed
 
 	// down is why the module does not run although its generation serves; nil
 	// if it runs. Once it can start, it starts from its state in kept or, if
@@ -60,7 +66,7 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		started:  func(string, modules.Module) {},
 	}
 	for i, m := range cfg.Modules {
-		s.limits[m.Name] = int64(cmp.Or(m.MaxState, cfg.App.MaxState))
+		s.limits[m.Name] = stateLimit(cfg, m)
 		progress(handoff.StageConfig, m.Name)
 		value, err := contract.New(compiled, m.Name)
 		if err != nil {
@@ -69,13 +75,36 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		if _, ok := value.(modules.ConnHandler); m.Listen != "" && !ok {
 			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q cannot listen: it has no HandleConn", m.Name))
 		}
-		s.list = append(s.list, &instance{
-			name:   m.Name,
-			module: value,
-			cfg:    modules.Config{Name: m.Name, Log: log.With("module", m.Name), Section: m.Config, Caller: call},
-		})
+		s.list = append(s.list, newInstance(m.Name, value, modules.Config{Name: m.Name, Log: log.With("module", m.Name), Section: m.Config, Caller: call}))
 	}
 	return s, s.sort(cfg)
+}
+
+// newInstance takes a value fresh from its factory, which [contract.New] has
+// checked.
+func newInstance(name string, value modules.Module, cfg modules.Config) *instance {
+	in := &instance{name: name, module: value, cfg: cfg}
+	if m, ok := value.(modules.Stateful); ok {
+		state := m.State()
+		in.version = state.Version
+		in.layout, _ = contract.LayoutOf(state.Value)
+	}
+	return in
+}
+
+func (in *instance) stateful() bool {
+	_, ok := in.module.(modules.Stateful)
+	return ok
+}
+
+// stateLimit returns the limit of a module's state in bytes.
+func stateLimit(cfg *config.Config, m config.Module) int64 {
+	return int64(cmp.Or(m.MaxState, cfg.App.MaxState))
+}
+
+// apply makes the deadlines and limits those of a reload.
+func (s *moduleSet) apply(t terms) {
+	s.hook, s.maxState, s.limits = t.Hook, t.MaxState, t.StateLimit
 }
 
 // sort moves modules behind those they depend on. Otherwise it keeps the order

@@ -35,7 +35,7 @@ func (t *takeover) passProbation() (stays bool) {
 		}
 	}
 	failpoint.At(failpoint.Candidate, "at", "proved")
-	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), finalTime)
 	defer cancel()
 	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation did not confirm its exit", "err", err)
@@ -89,19 +89,21 @@ func (t *takeover) handBack(why *handoff.UpgradeError) bool {
 		t.waitGone(err)
 		return false
 	}
-	held, err := g.lastHold(g.cfg.App.HookTimeout)
-	if err != nil {
-		g.log.Warn("handing back with requests unfinished", "err", err)
+	held := g.lastHold()
+	for _, is := range held.Left() {
+		g.log.Warn("handing back although it still runs", "module", is.Owner, "what", is.Route)
+		g.distrust(is.Owner)
 	}
-	if err := g.endRuns(context.Background()); err != nil {
-		g.log.Warn("handing back all the same", "err", err)
+	for _, module := range g.endRuns(g.cfg.App.RunTimeout) {
+		g.log.Warn("handing back although it still runs", "module", module, "what", "Run")
+		g.distrust(module)
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background(), never); err != nil {
+	if err := g.set.shutdown(context.Background(), mustStop); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 	}
-	states, err := g.set.export(context.Background(), never)
+	states, err := g.set.export(context.Background(), mustStop)
 	if err != nil {
 		g.log.Error("not every state could be exported", "err", err)
 	}
@@ -119,8 +121,16 @@ func (t *takeover) handBack(why *handoff.UpgradeError) bool {
 		t.waitGone(err)
 		resume, rest = handed.Resume, left
 	}
-	g.startAgainLocked(states, nil)
+	g.startAgainLocked(remains{older: states})
 	resume(func(adopt func([]serve.Detached)) { adopt(incoming(rest)) })
 	g.report(nil)
 	return false
+}
+
+// distrust marks the state of a module as one that something still writes to: it
+// is not handed back.
+func (g *generation) distrust(module string) {
+	if in := g.set.find(module); in != nil {
+		in.doubtful = true
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"example.org/orchestrator/app/internal/contract"
 	"example.org/orchestrator/app/internal/control"
 	"example.org/orchestrator/handoff"
+	"example.org/orchestrator/modules"
 )
 
 // restarted says how a restart of the modules went.
@@ -21,19 +21,48 @@ type restarted struct {
 	older []string // modules that started from the older of two states
 }
 
-// startAgainLocked replaces the modules, which were shut down, with fresh values. Each
-// starts from its state in newer, else in older, else from what is still in
-// memory. A module that cannot start answers 503 and is tried again until it
-// can. The server must be held, and g.starting locked.
-func (g *generation) startAgainLocked(newer, older *handoff.States) restarted {
+// remains is what a generation starts its modules again from.
+type remains struct {
+	spare *moduleSet                 // fresh values that were prepared; nil if there are none
+	newer *handoff.States            // what an unhealthy candidate has handed back; nil for nothing
+	older *handoff.States            // what this generation has exported; nil for nothing
+	torn  map[string]*handoff.States // doubtful states that it has exported
+}
+
+// find returns where the export of a module's state is, nil if there is none.
+func (r *remains) find(module string) *handoff.States {
+	for _, states := range []*handoff.States{r.torn[module], r.older} {
+		if _, ok := states.Version(module); ok {
+			return states
+		}
+	}
+	return nil
+}
+
+func (r *remains) close() {
+	r.newer.Close()
+	r.older.Close()
+	for _, states := range r.torn {
+		states.Close()
+	}
+}
+
+// startAgainLocked replaces the modules, which were shut down, with fresh values.
+// Each starts from its state in from.newer, else from what is still in memory. A
+// module that cannot start answers 503 and is tried again until it can. The server
+// must be held, and g.starting locked.
+func (g *generation) startAgainLocked(from remains) restarted {
 	var r restarted
 	ctx := context.Background()
-	set, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
-	if err != nil {
-		// The factories worked when this process started. The supervisor
-		// starts another process.
-		g.log.Error("cannot make the modules again", "err", err)
-		os.Exit(client.ExitFailed)
+	set := from.spare
+	if set == nil {
+		var err error
+		if set, err = g.freshSet(); err != nil {
+			// The factories worked when this process started. The supervisor
+			// starts another process.
+			g.log.Error("cannot make the modules again", "err", err)
+			os.Exit(client.ExitFailed)
+		}
 	}
 	set.started = g.routes.started
 	g.routes.begin()
@@ -41,25 +70,29 @@ func (g *generation) startAgainLocked(newer, older *handoff.States) restarted {
 	for _, in := range set.list {
 		before := g.set.find(in.name)
 		in.since = before.since
-		source := older
-		if _, ok := newer.Version(in.name); ok {
-			source = newer
-		}
-		if source, err = g.refill(set, in, before, source, older); err != nil {
+		newest, err := g.refill(set, in, before, &from)
+		if err != nil {
 			g.log.Error("a state is lost", "module", in.name, "err", err)
 			r.lost = append(r.lost, in.name)
 		}
-		if _, had := older.Version(in.name); had && newer != nil && source == older {
+		if in.stateful() && err == nil && from.newer != nil && !newest {
 			r.older = append(r.older, in.name)
 		}
-		if in.down = set.start(ctx, in); in.down != nil {
-			in.kept, needed = source, needed || source != nil
+		if in.down = set.prepareOne(ctx, in); in.down == nil {
+			in.down = set.start(ctx, in)
+		}
+		if in.down != nil {
+			in.doubtful = in.doubtful || errors.Is(in.down, errLate)
+			in.kept = from.find(in.name)
+			if newest {
+				in.kept = from.newer
+			}
+			needed = needed || in.kept != nil
 			r.down = append(r.down, in.name)
 		}
 	}
 	if !needed { // otherwise the collector closes them when no module needs them
-		older.Close()
-		newer.Close()
+		from.close()
 	}
 	g.install(set)
 	for _, in := range set.list {
@@ -70,38 +103,71 @@ func (g *generation) startAgainLocked(newer, older *handoff.States) restarted {
 	return r
 }
 
-// largeState is the size in bytes above which a state in memory is dropped
-// before its export is read back.
-const largeState = 16 << 20
+// freshSet makes fresh values of all modules.
+func (g *generation) freshSet() (*moduleSet, error) {
+	return newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
+}
 
-// refill restores the state of in, from source if possible, and returns where it
-// came from; nil means from memory.
-func (g *generation) refill(set *moduleSet, in, before *instance, source, older *handoff.States) (*handoff.States, error) {
-	if before.stuck {
-		return nil, errors.New("its Shutdown did not return")
+// refill gives in, a fresh value in place of before, its state: what the candidate
+// has handed back if that can be read, else what is still in memory. newest says
+// that it was the former.
+func (g *generation) refill(set *moduleSet, in, before *instance, from *remains) (newest bool, err error) {
+	if !in.stateful() {
+		return false, nil
 	}
-	for _, states := range slices.Compact([]*handoff.States{source, older}) {
-		if _, ok := states.Version(in.name); !ok {
-			continue
-		}
-		if before.module != nil && states.Size(in.name) > largeState {
-			g.routes.fail(in.name, errors.New("it is being started again")) // the route drops its module
-			before.module = nil                                             // otherwise the state is in memory twice
-			debug.FreeOSMemory()
-		}
-		err := set.restoreOne(states, in)
+	if _, ok := from.newer.Version(in.name); ok {
+		err := set.restoreOne(from.newer, in)
 		if err == nil {
-			return states, nil
+			return true, nil
 		}
-		g.log.Error("a state could not be restored", "module", in.name, "err", err)
-		if fresh, err := contract.New(g.opts.Modules, in.name); err == nil { // otherwise it has half of that state
-			in.module = fresh
+		g.log.Error("a state that the candidate handed back cannot be restored: going back to the one before", "module", in.name, "err", err)
+		if err := in.renew(g.opts.Modules); err != nil { // it has half of that state
+			return false, err
 		}
 	}
-	if before.module == nil {
-		return nil, errors.New("the exported state cannot be read back")
+	return false, g.takeFrom(set, in, before, from.find(in.name))
+}
+
+// takeFrom gives in, a fresh value, the state of before, which was shut down:
+// without encoding it if that is possible. exported is where the export of the same
+// state is, nil if there is none.
+func (g *generation) takeFrom(set *moduleSet, in, before *instance, exported *handoff.States) error {
+	if before.doubtful { // something may still write to it
+		if exported == nil {
+			return errors.New("something still works on it, and it was not exported")
+		}
+		return set.restoreOne(exported, in)
 	}
-	return nil, carry(before, in)
+	old, fresh := before.module.(modules.Stateful).State(), in.module.(modules.Stateful).State()
+	err := contract.Carry(old, fresh)
+	if err == nil {
+		return nil
+	}
+	if exported != nil {
+		readErr := set.readBack(exported, in)
+		if readErr == nil {
+			return nil
+		}
+		err = readErr
+		if renewErr := in.renew(g.opts.Modules); renewErr != nil {
+			return renewErr
+		}
+		fresh = in.module.(modules.Stateful).State()
+	}
+	g.log.Warn("a state is copied in memory as it is: give it a Carry method", "module", in.name, "err", err)
+	return contract.CarryWhole(old, fresh)
+}
+
+// renew replaces the value of an instance that is not started with a fresh one.
+func (in *instance) renew(list modules.List) error {
+	if in.touched {
+		return nil // a prepared value cannot be had twice; what it has got of a state is overwritten
+	}
+	value, err := contract.New(list, in.name)
+	if err == nil {
+		in.module = value
+	}
+	return err
 }
 
 // repairAfter is how many times a module is tried again before a fresh process
@@ -142,11 +208,11 @@ func (g *generation) tryStart(ctx context.Context, b *background, in *instance) 
 	if err != nil {
 		return in, err
 	}
-	fresh := &instance{name: in.name, module: value, cfg: in.cfg, since: in.since, kept: in.kept}
-	if _, ok := in.kept.Version(in.name); ok {
-		err = g.set.restoreOne(in.kept, fresh)
-	} else {
-		err = carry(in, fresh)
+	fresh := newInstance(in.name, value, in.cfg)
+	fresh.since, fresh.kept = in.since, in.kept
+	err = g.set.prepareOne(ctx, fresh)
+	if err == nil && in.stateful() {
+		err = g.takeFrom(g.set, fresh, in, in.kept)
 	}
 	if err == nil {
 		err = g.set.start(ctx, fresh)
@@ -154,6 +220,7 @@ func (g *generation) tryStart(ctx context.Context, b *background, in *instance) 
 	if err == nil {
 		err = g.set.healthy(ctx, fresh)
 	}
+	fresh.doubtful = errors.Is(err, errLate)
 	g.mu.Lock()
 	fresh.down = err
 	if err == nil {
@@ -169,7 +236,7 @@ func (g *generation) tryStart(ctx context.Context, b *background, in *instance) 
 	}
 	g.log.Info("module runs again", "module", in.name)
 	g.routes.recovered(in.name, fresh.module)
-	b.run(fresh)
+	b.run(fresh, nil)
 	g.report(nil)
 	return fresh, nil
 }

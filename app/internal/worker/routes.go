@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"example.org/orchestrator/app/internal/serve"
@@ -24,6 +25,40 @@ type routes struct {
 	// starting has the modules that already run in a set that does not serve
 	// yet, so that they can call each other; nil otherwise.
 	starting atomic.Pointer[map[string]http.Handler]
+
+	mu    sync.Mutex     // guards calls
+	calls map[string]int // calls from other modules, by the module called
+}
+
+// owner returns the module that handles a request, "" for none.
+func (r *routes) owner(req *http.Request) string {
+	if t := r.table.Load(); t != nil {
+		for _, x := range t.list {
+			if x.has(req.URL.Path) {
+				return x.module
+			}
+		}
+	}
+	return ""
+}
+
+// inCalls counts the calls between modules that are under way, by the module
+// called.
+func (r *routes) inCalls() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.calls)
+}
+
+func (r *routes) countCall(module string, n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.calls == nil {
+		r.calls = map[string]int{}
+	}
+	if r.calls[module] += n; r.calls[module] == 0 {
+		delete(r.calls, module)
+	}
 }
 
 // begin forgets the modules that ran before: a set is about to start.
@@ -129,6 +164,12 @@ func (r *routes) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	http.NotFound(w, req)
 }
 
+// has reports whether path belongs to the route.
+func (x *route) has(path string) bool {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(x.path, "/"))
+	return ok && (rest == "" || rest[0] == '/')
+}
+
 // below returns req as the module at path sees it, nil if req is not below path.
 func below(req *http.Request, path string) *http.Request {
 	prefix := strings.TrimSuffix(path, "/")
@@ -166,6 +207,8 @@ func (r *routes) call(module string, req *http.Request) (*http.Response, error) 
 	if h == nil {
 		return nil, fmt.Errorf("call %s: %w", module, modules.ErrNotRunning)
 	}
+	r.countCall(module, 1)
+	defer r.countCall(module, -1)
 	w := &recorder{header: http.Header{}, status: http.StatusOK}
 	h.ServeHTTP(w, req)
 	return w.response(req), nil

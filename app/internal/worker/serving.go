@@ -108,17 +108,22 @@ func (g *generation) refuse(order *control.Upgrade, why string) {
 // the drain time to end, then the modules shut down.
 func (g *generation) stop() int {
 	code := client.ExitOK
-	if _, err := g.lastHold(forceTime); err != nil {
-		g.log.Warn("stopping with requests unfinished", "err", err)
+	held := g.lastHold()
+	for _, is := range held.Left() {
+		g.log.Warn("stopping although it still runs", "module", is.Owner, "what", is.Route)
 	}
-	if err := g.endRuns(context.Background()); err != nil {
-		g.log.Warn("stopping all the same", "err", err)
+	if n, routes := g.server.Cancelled(); n > 0 {
+		g.log.Warn("stopping with requests unfinished", "cut", n, "routes", routes)
+	}
+	for _, module := range g.endRuns(g.cfg.App.RunTimeout) {
+		g.log.Warn("stopping although it still runs", "module", module, "what", "Run")
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	if err := g.set.shutdown(context.Background(), never); err != nil {
+	if err := g.set.shutdown(context.Background(), mustStop); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 		code = client.ExitFailed
+		g.send(control.Message{Type: control.TypeUnclean}) // the exit status may be lost: the old generation may reap this process
 	}
 	g.server.Close()
 	g.upgrader.Stop()
@@ -126,23 +131,32 @@ func (g *generation) stop() int {
 	return code
 }
 
-// lastHold gives requests the drain time to end, then cancels them and gives
-// them the time last. An error says what still runs.
-func (g *generation) lastHold(last time.Duration) (*serve.Held, error) {
-	return g.server.ForceHold(context.Background(), g.cfg.App.Drain, last)
+// lastHold gives requests the drain time to end, then cuts them.
+func (g *generation) lastHold() *serve.Held {
+	app := g.cfg.App
+	held, err := g.server.Hold(context.Background(), serve.Terms{Within: app.Drain, Patience: app.MaxPause, Cut: serve.CutAll})
+	if err != nil {
+		panic(err) // such a hold always comes about
+	}
+	held.EndEndless()
+	return held
 }
 
-// endRuns ends the background work and waits for it, for at most the time of a
-// hook.
-func (g *generation) endRuns(ctx context.Context) error {
+// endRuns ends the background work. It names the modules of which something still
+// runs after limit.
+func (g *generation) endRuns(limit time.Duration) (still []string) {
 	g.mu.Lock()
 	runs := g.runs
-	g.runs = nil
 	g.mu.Unlock()
 	if runs == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, g.cfg.App.HookTimeout, errors.New("app.hook_timeout exceeded"))
-	defer cancel()
-	return runs.end(ctx)
+	return runs.end(limit)
+}
+
+// runAgain begins the background work again after a hold that was released.
+func (g *generation) runAgain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.beginRunsLocked(g.set, g.runs)
 }

@@ -5,48 +5,60 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"reflect"
 	"strings"
 	"sync"
 
 	"example.org/orchestrator/app/internal/contract"
-	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/modules"
 )
 
-// export writes the states of modules that were shut down. A state that cannot
-// be exported is an error, unless mayFail(name), but the others are exported all
-// the same. Missing states can still be carried: see [carry].
-func (s *moduleSet) export(ctx context.Context, mayFail func(name string) bool) (*handoff.States, error) {
+// export writes the states of modules that were shut down, except doubtful ones. A
+// state that cannot be exported is an error, unless mayFail(in, err), but the
+// others are exported all the same. Missing states can still be carried: see
+// [contract.Carry].
+func (s *moduleSet) export(ctx context.Context, mayFail func(in *instance, err error) bool) (*handoff.States, error) {
 	states, err := handoff.NewStates(s.maxState)
 	if err != nil {
 		return nil, fault(handoff.StageExport, "", err)
 	}
 	for in := range s.inOrder(contract.Export) {
-		if e := s.exportOne(ctx, states, in); e != nil && !mayFail(in.name) {
+		if in.doubtful {
+			continue
+		}
+		if e := s.exportOne(ctx, states, in); e != nil && !mayFail(in, e) {
 			err = errors.Join(err, fault(handoff.StageExport, in.name, e))
 		}
 	}
 	return states, err
 }
 
+// exportDoubtful exports one doubtful state into a file of its own. Something may
+// write to it meanwhile: the process may even die of that.
+func (s *moduleSet) exportDoubtful(ctx context.Context, name string) (*handoff.States, error) {
+	states, err := handoff.NewStates(s.maxState)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.exportOne(ctx, states, s.find(name)); err != nil {
+		states.Close()
+		return nil, err
+	}
+	return states, nil
+}
+
 func (s *moduleSet) exportOne(ctx context.Context, states *handoff.States, in *instance) error {
 	m, ok := in.module.(modules.Stateful)
-	if !ok || in.stuck {
+	if !ok {
 		return nil
 	}
 	if _, kept := in.kept.Version(in.name); kept && in.down != nil {
 		return states.Copy(in.kept, in.name)
 	}
-	var state modules.State
-	if err := contract.Protect("State", func() error { state = m.State(); return nil }); err != nil {
-		return err
-	}
-	err := states.Add(in.name, state.Version, s.limits[in.name], func(w io.Writer) error {
+	err := states.Add(in.name, in.version, s.limits[in.name], func(w io.Writer) error {
 		out := &gate{w: w}
 		defer out.close() // an encoder that was left behind writes nowhere
-		return s.call(ctx, contract.Export, func(context.Context) error { return contract.Write(state, out) })
+		return s.call(ctx, contract.Export, func(context.Context) error { return contract.Write(m.State(), out) })
 	})
 	if errors.Is(err, handoff.ErrTooLarge) {
 		err = fmt.Errorf("%w (max_state, or app.max_state)", err)
@@ -79,10 +91,10 @@ func (g *gate) close() {
 }
 
 // restore gives each module the state exported under its name, migrated to its
-// version.
-func (s *moduleSet) restore(states *handoff.States) error {
+// version. of returns where the state of a module is.
+func (s *moduleSet) restore(of func(module string) *handoff.States) error {
 	for in := range s.inOrder(contract.Restore) {
-		if err := s.restoreOne(states, in); err != nil {
+		if err := s.restoreOne(of(in.name), in); err != nil {
 			return err
 		}
 	}
@@ -105,18 +117,12 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 	return nil
 }
 
-// carry copies the state of the instance from to the instance to, without encoding it. Both are of the same
-// build, and from was shut down. It is for modules that start again in their own
-// process, when their state could not be exported.
-func carry(from, to *instance) error {
-	old, ok := from.module.(modules.Stateful)
-	if !ok || from.stuck {
-		return nil
-	}
-	return contract.Protect("State", func() error {
-		source := reflect.ValueOf(old.State().Value).Elem()
-		reflect.ValueOf(to.module.(modules.Stateful).State().Value).Elem().Set(source)
-		return nil
+// readBack is restoreOne without a deadline, for the state of this very process: it
+// is better late than lost.
+func (s *moduleSet) readBack(states *handoff.States, in *instance) error {
+	version, _ := states.Version(in.name)
+	return states.Read(in.name, func(r *handoff.StateReader) error {
+		return contract.Protect(contract.Restore.Name, func() error { return contract.Read(in.module.(modules.Stateful).State(), version, r) })
 	})
 }
 
@@ -133,12 +139,11 @@ func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error
 			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: this build's configuration does not have the module", info.Name))
 			continue
 		}
-		m, ok := in.module.(modules.Stateful)
-		if !ok {
+		if !in.stateful() {
 			notes = append(notes, fmt.Sprintf("the state of module %s is dropped: the module no longer has one", in.name))
 			continue
 		}
-		added, err := compatible(info, m.State())
+		added, err := compatible(info, in)
 		if err != nil {
 			return nil, fault(handoff.StageConfig, in.name, err)
 		}
@@ -149,9 +154,10 @@ func (s *moduleSet) accepts(old []handoff.ModuleInfo) (notes []string, err error
 	return notes, nil
 }
 
-// compatible returns an error if state cannot take what info describes, and
-// otherwise a line for each field that is new.
-func compatible(info handoff.ModuleInfo, state modules.State) (added []string, err error) {
+// compatible returns an error if the state of in, a fresh value, cannot take what
+// info describes, and otherwise a line for each field that is new.
+func compatible(info handoff.ModuleInfo, in *instance) (added []string, err error) {
+	state := in.module.(modules.Stateful).State()
 	afresh := fmt.Sprintf("reload with --drop-state=%s to start afresh", info.Name)
 	switch {
 	case info.StateVersion > state.Version:
@@ -161,11 +167,7 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 	case info.StateVersion < state.Version || info.StateFields == nil:
 		return nil, nil
 	}
-	layout, err := contract.LayoutOf(state.Value)
-	if err != nil {
-		return nil, err
-	}
-	broke, added := contract.Layout(info.StateFields).Changes(layout)
+	broke, added := contract.Layout(info.StateFields).Changes(in.layout)
 	if len(broke) > 0 {
 		return nil, fmt.Errorf("the running state of version %d does not fit: %s: give the state a new Version and migrate it in Migrate, or %s", state.Version, strings.Join(broke, ", "), afresh)
 	}
@@ -173,23 +175,20 @@ func compatible(info handoff.ModuleInfo, state modules.State) (added []string, e
 }
 
 // describe returns what a candidate needs to know about this generation's
-// modules.
-func (s *moduleSet) describe(cfg *config.Config) ([]handoff.ModuleInfo, error) {
-	infos := make([]handoff.ModuleInfo, 0, len(s.list))
-	for _, in := range s.list {
-		info := handoff.ModuleInfo{Name: in.name, Digest: cfg.Digest(in.name), Since: in.since, Down: in.down != nil}
-		if m, ok := in.module.(modules.Stateful); ok {
-			var state modules.State
-			if err := contract.Protect("State", func() error { state = m.State(); return nil }); err != nil {
-				return nil, fault(handoff.StagePrepare, in.name, err)
-			}
-			info.Stateful, info.StateVersion = true, state.Version
-			info.StateFields, _ = contract.LayoutOf(state.Value) // checked when it was made
-			if version, kept := in.kept.Version(in.name); kept && in.down != nil && version != state.Version {
+// modules. It asks no module: all of them serve.
+func (g *generation) describe() []handoff.ModuleInfo {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	infos := make([]handoff.ModuleInfo, 0, len(g.set.list))
+	for _, in := range g.set.list {
+		info := handoff.ModuleInfo{Name: in.name, Digest: g.cfg.Digest(in.name), Since: in.since, Down: in.down != nil}
+		if in.stateful() {
+			info.Stateful, info.StateVersion, info.StateFields = true, in.version, in.layout
+			if version, kept := in.kept.Version(in.name); kept && in.down != nil && version != in.version {
 				info.StateVersion, info.StateFields = version, nil
 			}
 		}
 		infos = append(infos, info)
 	}
-	return infos, nil
+	return infos
 }

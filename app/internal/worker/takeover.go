@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -49,7 +50,9 @@ type takeover struct {
 	welcome *handoff.Welcome
 	notes   []string
 	states  *handoff.States
-	oldGone bool // the old generation is gone, and everything is here
+	torn    map[string]*handoff.States // those of modules of which something still runs in the old generation
+	lost    []string                   // modules whose state is lost although the old generation had it
+	oldGone bool                       // the old generation is gone, and everything is here
 }
 
 func (t *takeover) run(ctx context.Context) error {
@@ -60,6 +63,7 @@ func (t *takeover) run(ctx context.Context) error {
 	hello := handoff.Hello{Generation: g.number}
 	if loadErr == nil {
 		hello.Modules = g.cfg.ModuleNames()
+		hello.Settings, _ = json.Marshal(termsOf(g.cfg)) // only numbers and names
 	}
 	greet, cancel := context.WithTimeout(ctx, welcomeTime)
 	defer cancel()
@@ -94,12 +98,16 @@ func (t *takeover) run(ctx context.Context) error {
 	failpoint.At(failpoint.Candidate, "at", "prepared")
 	wait, cancel := context.WithTimeout(ctx, t.silence())
 	defer cancel()
-	t.states, err = t.p.Prepared(wait)
+	states, doubtful, err := t.p.Prepared(wait)
 	if err != nil {
 		return t.giveUp(ctx, err)
 	}
+	t.states = states
+	if err := t.takeDoubtful(wait, doubtful); err != nil {
+		return t.giveUp(ctx, err)
+	}
 	began := time.Now()
-	err = set.restore(t.states)
+	err = set.restore(t.statesOf)
 	failpoint.At(failpoint.Candidate, "at", "restored")
 	if err == nil {
 		err = set.initialize(ctx, t.wasDown)
@@ -123,6 +131,38 @@ func (t *takeover) run(ctx context.Context) error {
 	}
 	t.commit(ctx, commit, restore)
 	return nil
+}
+
+// takeDoubtful receives the states that something in the old generation may still
+// write to. Each may be lost, and if that process dies of one, so are those that
+// have not come.
+func (t *takeover) takeDoubtful(ctx context.Context, names []string) error {
+	t.torn = map[string]*handoff.States{}
+	for i := range names {
+		name, states, err := t.p.Doubtful(ctx)
+		lost := (*handoff.LostError)(nil)
+		switch {
+		case errors.As(err, &lost): // the old generation says so with the commit
+		case errors.Is(err, handoff.ErrPredecessorGone):
+			t.lost = names[i:]
+			t.g.log.Error("the old generation died while it exported a state that was still written to", "lost", t.lost)
+			t.notes = append(t.notes, fmt.Sprintf("the state of %q is lost: the old generation died while it exported it, beside code that still wrote to it", t.lost))
+			return nil
+		case err != nil:
+			return err
+		default:
+			t.torn[name] = states
+		}
+	}
+	return nil
+}
+
+// statesOf returns where the state of a module is.
+func (t *takeover) statesOf(module string) *handoff.States {
+	if states := t.torn[module]; states != nil {
+		return states
+	}
+	return t.states
 }
 
 // wasDown reports whether a module was already down in the old generation: it
@@ -152,7 +192,7 @@ func (t *takeover) giveUp(ctx context.Context, err error) error {
 	t.p.Fail(ctx, where)
 	if t.set != nil {
 		t.set.progress = silent
-		t.set.shutdown(ctx, never)
+		t.set.shutdown(ctx, mustStop)
 	}
 	return err
 }
@@ -165,23 +205,33 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	needed := false
 	for _, in := range t.set.list {
 		if in.down != nil {
-			in.kept, needed = t.states, true
+			in.kept, needed = t.statesOf(in.name), true
 			t.notes = append(t.notes, fmt.Sprintf("module %s is still down: %v", in.name, in.down))
 		}
 	}
 	if !needed {
 		t.states.Close()
+		for _, states := range t.torn {
+			states.Close()
+		}
 	}
+	t.notes = append(t.notes, commit.Notes...)
+	t.lost = append(t.lost, commit.Lost...)
+	g.leftBehind = commit.Left
+	slow := map[string]time.Duration{}
+	for name, ms := range commit.SlowMS {
+		slow[name] = time.Duration(ms * float64(time.Millisecond))
+	}
+	g.server.Expect(slow)
 	g.install(t.set)
-	var pause float64
 	moved := 0
 	g.held.Resume(func(adopt func([]serve.Detached)) {
 		failpoint.At(failpoint.Candidate, "at", "resumed")
-		pause = commit.HeldMS + client.Milliseconds(time.Since(took))
 		if !t.oldGone {
 			moved = t.takeConns(ctx, adopt)
 		}
 	})
+	pause := commit.HeldMS + client.Milliseconds(time.Since(took))
 
 	r := &control.Report{
 		Generation: g.number,
@@ -194,6 +244,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		Moved:      moved,
 		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
+		Lost:       t.lost,
 	}
 	for stage, ms := range commit.StagesMS {
 		r.StagesMS[client.Stage(stage)] = ms
@@ -218,7 +269,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 // takeConns adopts the connections that the old generation passes on, and
 // returns how many of them are clients of the program.
 func (t *takeover) takeConns(ctx context.Context, adopt func([]serve.Detached)) (moved int) {
-	limit, cancel := context.WithTimeout(ctx, t.g.cfg.App.HookTimeout)
+	limit, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
 	_, err := t.p.Accepting(limit, func(conns []handoff.Conn) {
 		for _, c := range conns {

@@ -12,6 +12,7 @@ import (
 	"example.org/orchestrator/app/internal/serve"
 	"example.org/orchestrator/handoff"
 	"example.org/orchestrator/handoff/failpoint"
+	"example.org/orchestrator/modules"
 )
 
 // attempt is one upgrade as the old generation sees it.
@@ -21,28 +22,41 @@ type attempt struct {
 	expedited <-chan struct{} // closed when the probation and the drain must end now
 	candidate *handoff.Candidate
 	began     time.Time
+	terms     terms             // the candidate's, once it has said hello
 	heldSince time.Time         // when the last attempt to hold began
-	pause     time.Duration     // in which nobody was served, up to the moment when this generation served again
+	pause     time.Duration     // in which nobody was served: earlier holds, and the last one once this generation serves again
+	spare     *moduleSet        // prepared values for a rollback; nil if no module has anything to prepare
+	doubtful  map[string]string // modules of which something still runs -> what
+	notes     []string          // for people: what the reload has cost
 	held      *serve.Held       // nil until the server is held
 	handed    *serve.HandedOver // nil before the commit
 	stages    map[client.Stage]float64
-	states    *handoff.States // what the old modules exported
-	down      []string        // modules that did not start again after a rollback
-	lost      []string        // modules that have lost their state
-	reverted  []string        // modules that went back to their state at the commit
-	left      []handoff.Conn  // connections that the candidate has not taken
-	forwarded int             // connections that stayed here
-	heldConns int             // connections that waited
-	cancelled int             // requests and connections that the hold has cancelled
+	states    *handoff.States            // what the old modules exported
+	down      []string                   // modules that did not start again after a rollback
+	lost      []string                   // modules that have lost their state
+	reverted  []string                   // modules that went back to their state at the commit
+	torn      map[string]*handoff.States // doubtful states that were exported
+	left      []handoff.Conn             // connections that the candidate has not taken
+	forwarded int                        // connections that stayed here
+	heldConns int                        // connections that waited
+	cancelled int                        // requests and connections that the hold has cancelled
 }
 
 // upgrade hands over to another binary. It reports whether that generation is
 // final; if not, this one serves again and has reported why.
 // ctx cancels the upgrade until it commits.
 func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedited <-chan struct{}) (final bool) {
-	a := &attempt{g: g, order: order, expedited: expedited, began: time.Now(), stages: map[client.Stage]float64{}}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload timed out"))
-	defer cancel()
+	a := &attempt{
+		g: g, order: order, expedited: expedited, began: time.Now(),
+		terms: termsOf(g.cfg), stages: map[client.Stage]float64{},
+		doubtful: map[string]string{}, torn: map[string]*handoff.States{},
+	}
+	if order.TimeoutMS > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload timed out"))
+		defer cancel()
+	}
+	defer a.discardSpare()
 
 	err := a.prepare(ctx)
 	if err == nil {
@@ -84,6 +98,7 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	a.terms = agreed(a.terms, a.candidate.Hello().Settings)
 	if err := a.checkDropped(); err != nil {
 		a.kill()
 		return err
@@ -91,19 +106,14 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	a.lap("start", began)
 	began = time.Now()
 	patience := a.limits().prepare()
-	a.stage(handoff.StagePrepare, patience+g.cfg.App.HookTimeout)
+	a.stage(handoff.StagePrepare, patience+a.limits().leave())
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	g.mu.Lock()
-	infos, err := g.set.describe(g.cfg)
-	g.mu.Unlock()
-	if err != nil {
-		a.kill()
-		return err
-	}
+	spare := make(chan error, 1)
+	go func() { spare <- a.prepareSpare(wait) }() // beside the candidate's own
 	err = a.candidate.Welcome(wait, handoff.Welcome{
 		Generation: g.number,
-		Modules:    infos,
+		Modules:    g.describe(),
 		Reload: handoff.ReloadDetails{
 			Changed:   a.order.Changed,
 			Unknown:   a.order.Unknown,
@@ -112,12 +122,61 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 		},
 		PatienceMS: a.limits().silence().Milliseconds(),
 	})
+	if spareErr := <-spare; err == nil && spareErr != nil {
+		if !a.force() {
+			a.dismiss()
+			return spareErr
+		}
+		a.note("a failed reload could not have started the modules again: %v", spareErr)
+	}
 	if err != nil {
 		a.await()
 		return err
 	}
 	a.lap("prepare", began)
 	return nil
+}
+
+// force reports whether whatever is in the reload's way is cut or left behind: a
+// developer can always load the fix.
+func (a *attempt) force() bool { return a.order.Force || a.terms.HotReload }
+
+// note adds a line for people to the outcome.
+func (a *attempt) note(format string, args ...any) {
+	a.notes = append(a.notes, fmt.Sprintf(format, args...))
+}
+
+// prepareSpare makes and prepares the values that a rollback would start, while
+// nobody waits for it.
+func (a *attempt) prepareSpare(ctx context.Context) error {
+	a.g.mu.Lock()
+	needed := slices.ContainsFunc(a.g.set.list, func(in *instance) bool { _, ok := in.module.(modules.Preparer); return ok })
+	a.g.mu.Unlock()
+	if !needed {
+		return nil
+	}
+	set, err := a.g.freshSet()
+	if err != nil {
+		return err
+	}
+	a.spare = set
+	if err := set.prepare(ctx); err != nil {
+		a.discardSpare()
+		return err
+	}
+	return nil
+}
+
+// discardSpare shuts down what was prepared for a rollback and is not needed.
+func (a *attempt) discardSpare() {
+	spare := a.spare
+	a.spare = nil
+	if spare == nil {
+		return
+	}
+	if err := spare.shutdown(context.Background(), mustStop); err != nil {
+		a.g.log.Warn("what was prepared for a rollback did not shut down", "err", err)
+	}
 }
 
 // checkDropped refuses to drop the state of a module that neither generation
@@ -138,71 +197,128 @@ func (a *attempt) checkDropped() error {
 // limits returns the limits of the handoff: the candidate may have more modules.
 func (a *attempt) limits() limits {
 	l := a.g.limits()
+	l.use(a.terms)
 	if a.candidate != nil {
 		l.modules = max(l.modules, len(a.candidate.Hello().Modules))
 	}
 	return l
 }
 
-// hold holds the server. It tries for a short time first. If requests in flight
-// do not end, the server goes on and hold tries for longer, until the drain time
-// is over. In the last attempt HTTP requests are cancelled if the order says
-// force, or if hot_reload is on; otherwise the reload is refused.
+// hold holds the server as soon as that is possible without making anybody wait
+// for long. When the drain time is over, what waits for its client is cut. What
+// else has not ended refuses the reload, unless it is forced: then it is cut too.
 func (a *attempt) hold(ctx context.Context) error {
-	g := a.g
-	began := time.Now()
 	a.stage(handoff.StageHold, a.limits().hold())
-	for pause := g.cfg.App.MaxPause; ; pause *= 2 {
-		last := time.Since(began)+pause >= g.cfg.App.Drain
-		err := a.holdFor(ctx, pause, last && (a.order.Force || g.cfg.App.HotReload))
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		} else if !last {
-			select {
-			case <-time.After(min(pause, g.cfg.App.Drain)):
-				continue
-			case <-ctx.Done():
-				err = context.Cause(ctx)
+	began := time.Now()
+	p := &pace{terms: a.terms, force: a.force()}
+	for {
+		next := p.next(time.Since(began), a.g.server.InFlight(a.terms.MaxPause))
+		err := next.refuse
+		if next.hold != nil {
+			if err = a.holdFor(ctx, *next.hold); err == nil {
+				a.lap(client.StageHold, a.heldSince)
+				a.heldConns = a.held.Waiting()
+				return nil
+			}
+			p.vain++
+			if busy := (*serve.BusyError)(nil); errors.As(err, &busy) {
+				if next.hold.Cut == serve.CutNothing {
+					continue
+				}
+				err = &busyError{after: a.terms.Drain, routes: busy.Routes()}
 			}
 		}
-		a.dismiss()
-		return fault(handoff.StageHold, "", err)
+		if err == nil {
+			err = a.look(ctx, next.wait)
+		}
+		if err != nil {
+			a.dismiss()
+			return fault(handoff.StageHold, "", err)
+		}
 	}
-	a.lap(client.StageHold, a.heldSince)
-	a.heldConns = a.held.Waiting()
-	return nil
 }
 
-// holdFor tries to hold within d. With force it then cancels the requests, and
-// gives them the time of a hook to end.
-func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err error) {
-	a.heldSince = time.Now()
-	defer func() {
-		if err != nil {
-			a.pause += time.Since(a.heldSince)
-		}
-	}()
-	var held *serve.Held
-	if force {
-		held, err = a.g.server.ForceHold(ctx, d, a.g.cfg.App.HookTimeout)
-	} else {
-		limit, cancel := context.WithTimeout(ctx, d)
-		held, err = a.g.server.Hold(limit)
-		cancel()
+// minLook is the shortest time between two looks at what is in flight.
+const minLook = time.Millisecond
+
+// look waits until something in flight has ended, or d is over.
+func (a *attempt) look(ctx context.Context, d time.Duration) error {
+	select {
+	case <-a.g.server.Changed():
+		d = minLook
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	if err == nil {
-		err = context.Cause(ctx) // cancelled in the last moment: nothing is touched yet
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// holdFor makes one attempt to hold.
+func (a *attempt) holdFor(ctx context.Context, t serve.Terms) error {
+	a.heldSince = time.Now()
+	held, err := a.g.server.Hold(ctx, t)
+	if err == nil && ctx.Err() != nil { // called off in the last moment: nothing is touched yet
+		held.Release()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
-		if held != nil {
-			held.Release()
-		}
+		a.pause += time.Since(a.heldSince)
 		return err
 	}
 	a.held = held
+	for _, is := range held.Left() {
+		a.leave(is.Owner, is.Route)
+	}
+	return nil
+}
+
+// leave records that something still runs after it was cut, or after its time is
+// over. It may write to the state of its module.
+func (a *attempt) leave(module, what string) {
+	if module == "" {
+		return
+	}
+	a.g.log.Warn("left behind", "module", module, "what", what)
+	a.note("left behind in generation %d: %q of module %s; its state may be torn", a.g.number, what, module)
+	if _, known := a.doubtful[module]; !known {
+		a.doubtful[module] = what
+	}
+	if in := a.g.set.find(module); in != nil {
+		in.doubtful = true
+	}
+}
+
+// quiet ends what works besides the requests: first every Run, then what is
+// endless. It refuses the reload if a Run does not return, unless that may be left
+// behind.
+func (a *attempt) quiet() error {
+	g := a.g
+	still := g.endRuns(a.terms.Run)
+	if len(still) > 0 && !a.force() {
+		a.held.Release()
+		a.pause += time.Since(a.heldSince)
+		g.runAgain()
+		a.dismiss()
+		err := fmt.Errorf("its Run has not returned %v (app.run_timeout) after its context ended; reload with --force leaves it behind", a.terms.Run)
+		return fault(handoff.StageHold, still[0], err)
+	}
+	for _, module := range still {
+		a.leave(module, "Run")
+	}
+	before := len(a.held.Left())
+	a.held.EndEndless()
+	for _, is := range a.held.Left()[before:] {
+		a.leave(is.Owner, is.Route)
+	}
+	for module, n := range g.routes.inCalls() {
+		a.leave(module, fmt.Sprintf("%d calls from other modules", n))
+	}
 	return nil
 }
 
@@ -212,15 +328,16 @@ func (a *attempt) holdFor(ctx context.Context, d time.Duration, force bool) (err
 func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
 	a.stage(handoff.StageShutdown, a.limits().shutdown())
-	if err := g.endRuns(context.WithoutCancel(ctx)); err != nil {
-		g.log.Warn("reloading all the same", "err", err)
+	if err := a.quiet(); err != nil {
+		return err
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
-	drop := func(module string) bool { return dropped(a.order.DropState, module) }
-	err := g.set.shutdown(context.WithoutCancel(ctx), drop) // hooks have their own deadlines
+	hooks := context.WithoutCancel(ctx) // they have their own deadlines
+	g.set.apply(a.terms)
+	err := g.set.shutdown(hooks, a.mayFailToStop)
 	a.stage(handoff.StageExport, a.limits().export())
-	states, exportErr := g.set.export(context.WithoutCancel(ctx), drop)
+	states, exportErr := g.set.export(hooks, a.mayFailToExport)
 	a.states = states
 	a.lap("shutdown", began)
 	if err == nil {
@@ -234,9 +351,9 @@ func (a *attempt) handOver(ctx context.Context) error {
 
 	began = time.Now()
 	patience := a.limits().restore()
-	a.stage(handoff.StageRestore, patience+2*g.cfg.App.HookTimeout)
+	a.stage(handoff.StageRestore, patience+a.limits().leave())
 	limit, cancel := context.WithTimeout(ctx, patience)
-	err = a.candidate.Transfer(limit, states.Without(drop))
+	err = a.transfer(limit, states)
 	cancel()
 	if err == nil {
 		err = context.Cause(ctx) // the last chance to cancel
@@ -248,6 +365,66 @@ func (a *attempt) handOver(ctx context.Context) error {
 	}
 	a.lap("restore", began)
 	return a.commit()
+}
+
+// drops reports whether the order drops the state of a module.
+func (a *attempt) drops(module string) bool { return dropped(a.order.DropState, module) }
+
+// mayFailToStop is called when a module has not shut down properly. It reports
+// whether the reload goes on.
+func (a *attempt) mayFailToStop(in *instance, err error) bool {
+	if in.stuck && (a.force() || a.drops(in.name)) {
+		a.leave(in.name, "Shutdown")
+		return true
+	}
+	if a.order.Force {
+		a.note("Shutdown of module %s failed: %v", in.name, err)
+	}
+	return a.order.Force || a.drops(in.name)
+}
+
+// mayFailToExport is the same for a state that cannot be exported.
+func (a *attempt) mayFailToExport(in *instance, _ error) bool { return a.drops(in.name) }
+
+// transfer passes the states to the candidate: first those that are whole, then the
+// doubtful ones, one by one. If this process dies of one of those, the candidate
+// has all others.
+func (a *attempt) transfer(ctx context.Context, states *handoff.States) error {
+	var doubtful []string
+	for _, in := range a.g.set.list {
+		if in.doubtful && in.stateful() && !a.drops(in.name) {
+			doubtful = append(doubtful, in.name)
+		}
+	}
+	if !a.candidate.TakesDoubtful() {
+		for _, name := range doubtful {
+			a.lose(name, errors.New("the new build is too old to take it"))
+		}
+		doubtful = nil
+	}
+	if err := a.candidate.Transfer(ctx, states.Without(a.drops), doubtful); err != nil {
+		return err
+	}
+	for _, name := range doubtful {
+		one, err := a.g.set.exportDoubtful(ctx, name)
+		if err != nil {
+			a.lose(name, err)
+		}
+		if sendErr := a.candidate.TransferDoubtful(ctx, name, one, err); sendErr != nil {
+			return sendErr
+		}
+		if one != nil {
+			a.torn[name] = one
+		}
+	}
+	return a.candidate.AwaitHealthy(ctx)
+}
+
+// lose records that a state cannot be passed on.
+func (a *attempt) lose(module string, err error) {
+	a.g.log.Error("a state is lost", "module", module, "err", err)
+	a.note("the state of module %s is lost: %v", module, err)
+	a.lost = append(a.lost, module)
 }
 
 // committedError marks a failure after the commit.
@@ -262,9 +439,9 @@ func (a *attempt) kill() {
 	}
 }
 
-// await gives a failed candidate the time of a hook to shut its modules down.
+// await gives a failed candidate the time to shut its modules down.
 func (a *attempt) await() {
-	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), a.limits().leave())
 	defer cancel()
 	a.candidate.AwaitExit(ctx)
 }
@@ -274,11 +451,13 @@ func (a *attempt) await() {
 // from the states that this generation has exported. more, if not nil, adopts
 // connections that come back.
 func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
-	a.stage(client.StageRollback, a.limits().rollback()+2*a.g.cfg.App.HookTimeout)
+	a.stage(client.StageRollback, a.limits().rollback()+a.limits().leave())
 	if a.handed != nil {
 		a.handed.Stop()
 	}
-	r := a.g.startAgainLocked(returned, a.states)
+	spare := a.spare
+	a.spare = nil
+	r := a.g.startAgainLocked(remains{spare: spare, newer: returned, older: a.states, torn: a.torn})
 	a.down, a.lost, a.reverted = r.down, r.lost, r.older
 	resume := a.held.Resume
 	if a.handed != nil {
@@ -293,10 +472,10 @@ func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serv
 	a.pause += time.Since(a.heldSince)
 }
 
-// dismiss ends a candidate that has only prepared. Its modules have the time of
-// a hook to shut down.
+// dismiss ends a candidate that has only prepared. Its modules have the time to
+// shut down.
 func (a *attempt) dismiss() {
-	ctx, cancel := context.WithTimeout(context.Background(), a.g.cfg.App.HookTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), a.limits().leave())
 	defer cancel()
 	a.candidate.Dismiss(ctx)
 }
@@ -304,7 +483,7 @@ func (a *attempt) dismiss() {
 // fail reports why the upgrade failed. The supervisor then publishes the failure
 // or retries, once the sources are quiet.
 func (a *attempt) fail(err error) {
-	a.cancelled += a.g.server.Cancelled()
+	a.countCut()
 	r := &control.Report{
 		Generation: a.order.Generation,
 		Error:      err.Error(),
@@ -313,14 +492,11 @@ func (a *attempt) fail(err error) {
 		StagesMS:   a.stages,
 		Held:       a.heldConns,
 		Cancelled:  a.cancelled,
+		Notes:      a.notes,
 	}
 	var where *handoff.UpgradeError
 	if errors.As(err, &where) {
 		r.Stage, r.Module, r.Error = client.Stage(where.Stage), where.Module, where.Err.Error()
-	}
-	var busy *serve.BusyError
-	if errors.As(err, &busy) {
-		r.Error = fmt.Sprintf("requests are still running after %v (app.drain): %v; reload with --force cancels them", a.g.cfg.App.Drain, busy.Routes)
 	}
 	var after *committedError
 	if errors.As(err, &after) {
