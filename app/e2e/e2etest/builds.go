@@ -203,26 +203,37 @@ func failing(hook string) error {
 }
 
 // ZooBuild returns the program with the module of fixtures/zoo and failpoints.
-var ZooBuild = sync.OnceValues(func() (binary string, err error) {
-	dir, err := cached("zoo", func(dir string) error {
+var ZooBuild = sync.OnceValues(func() (string, error) { return buildWith("zoo") })
+
+// RudeBuild returns the program with the module of fixtures/rude and failpoints.
+// It never has the race detector: what that module does with its state is a race.
+var RudeBuild = sync.OnceValues(func() (string, error) { return buildWith("rude") })
+
+// buildWith returns the program with a module of fixtures and failpoints.
+func buildWith(module string) (binary string, err error) {
+	flags := []string{"-tags=failpoints"}
+	if module != "rude" {
+		flags = append(flags, RaceFlag...)
+	}
+	dir, err := cached(module, func(dir string) error {
 		p := &Project{T: panics{}, Dir: filepath.Join(dir, "sources")}
 		if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 			return err
 		}
 		p.copySources()
-		p.addModule("zoo")
-		return goBuild(p.Dir, filepath.Join(dir, "zoo"), append([]string{"-tags=failpoints"}, RaceFlag...)...)
+		p.AddModule(module)
+		return goBuild(p.Dir, filepath.Join(dir, module), flags...)
 	})
-	return filepath.Join(dir, "zoo"), err
-})
+	return filepath.Join(dir, module), err
+}
 
 // panics is a Reporter for builds that no test owns.
 type panics struct{}
 
 func (panics) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
-// addModule adds a module of fixtures to the program.
-func (p *Project) addModule(name string) {
+// AddModule adds a module of fixtures to the program.
+func (p *Project) AddModule(name string) {
 	source, err := os.ReadFile(filepath.Join(Repository(), "app/e2e/e2etest/fixtures", name, name+".go"))
 	p.Check(err)
 	p.Write("modules/"+name+"/"+name+".go", string(source))

@@ -16,6 +16,20 @@ func Zoo(t *testing.T, edits ...string) (p *Project, binary, address string) {
 	return startZoo(p, edits...)
 }
 
+// Rude starts a program with the module of fixtures/rude, in production.
+func Rude(t *testing.T, edits ...string) (p *Project, binary string) {
+	t.Helper()
+	p, _ = Light(t)
+	binary, err := RudeBuild()
+	p.Check(err)
+	p.Check(os.Remove(p.Path("bin/orchestrator")))
+	p.Check(os.Link(binary, p.Path("bin/orchestrator")))
+	p.Edit("config/main.yaml", "  - name: kv\n", "  - name: rude\n    listen: unix://rude.sock\n  - name: kv\n")
+	p.Configure(edits...)
+	p.StartWith()
+	return p, binary
+}
+
 // startZoo edits the configuration and starts the program.
 func startZoo(p *Project, edits ...string) (_ *Project, binary, address string) {
 	binary, err := ZooBuild()
@@ -36,7 +50,7 @@ func (p *Project) Setback(n int) {
 
 // LargeProject starts a program with a module that holds this many MiB.
 func LargeProject(p *Project, mib int) (binary, holds string) {
-	p.addModule("large")
+	p.AddModule("large")
 	p.Write("config/main.yaml", "app:\n  hot_reload: false\n  listen: 127.0.0.1:0\n  probation: 100ms\nmodules:\n  - name: large\n")
 	binary = p.Path("bin/orchestrator")
 	p.Check(os.Remove(binary))
