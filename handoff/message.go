@@ -193,5 +193,7 @@ type Commit struct {
 	Lost  []string `json:"lost,omitempty"`  // modules whose state could not be exported
 	Notes []string `json:"notes,omitempty"` // for people: what the handoff has cost
 
+	HoldsMS []float64 `json:"holds_ms,omitempty"` // how long each attempt to hold took
+
 	SlowMS map[string]float64 `json:"slow_ms,omitempty"` // how long slow requests take, by kinds that the server knows
 }

@@ -78,8 +78,9 @@ type Outcome struct {
 	Modules      []string          `json:"modules"`    // modules whose code or configuration changed
 	StagesMS     map[Stage]float64 `json:"stages_ms"`
 	TotalMS      float64           `json:"total_ms"`
-	Stage        Stage             `json:"stage"`         // where it failed
-	FailedModule string            `json:"failed_module"` // which module failed there, if one did
+	HoldsMS      []float64         `json:"holds_ms,omitempty"` // how long each attempt to hold took; all but the last were in vain
+	Stage        Stage             `json:"stage"`              // where it failed
+	FailedModule string            `json:"failed_module"`      // which module failed there, if one did
 	Error        string            `json:"error"`
 	Probation    Probation         `json:"probation"`
 	Lost         []string          `json:"lost,omitempty"`     // modules whose state is gone

@@ -47,6 +47,13 @@ type Spec struct {
 	Out     string            // where the binary goes
 	Sources *sources.Snapshot // content of the sources; the caller discards the build if they change meanwhile
 	Overlay map[string]string // files to read instead, by the absolute path of the original; nil for none
+
+	// Freeze copies the sources and returns the copies like Overlay. The go
+	// command is given copies whenever it compiles: it hashes a file and compiles
+	// it a moment later, so that a save in between would leave an object of the
+	// new content in its cache under the name of the old one, for ever. nil if the
+	// sources do not change.
+	Freeze func() (map[string]string, error)
 }
 
 // Go builds with the go command.
@@ -95,18 +102,17 @@ func (b *Go) Build(ctx context.Context, job Spec) (note string, err error) {
 	if !b.Debug {
 		args = append(args, "-ldflags=-s -w")
 	}
-	if job.Overlay != nil {
-		file := filepath.Join(b.TempDir, "overlay.json")
-		data, err := json.Marshal(map[string]any{"Replace": job.Overlay})
-		if err == nil {
-			err = os.WriteFile(file, data, 0o644)
+	overlay := job.Overlay
+	if overlay == nil && job.Freeze != nil {
+		if overlay, err = job.Freeze(); err != nil {
+			return "", fmt.Errorf("build: copy the sources: %w", err)
 		}
-		if err != nil {
-			return "", fmt.Errorf("build: write the overlay: %w", err)
-		}
-		args = append(args, "-overlay", file)
 	}
-	args = append(args, b.Flags...)
+	flags, err := overlayFlags(b.TempDir, overlay)
+	if err != nil {
+		return "", err
+	}
+	args = append(append(args, flags...), b.Flags...)
 	_, err = b.Run(ctx, proc.Command{Args: append(args, b.Package), Env: []string{"GOTMPDIR=" + sources.Absolute(b.TempDir)}})
 	var exit *proc.ExitError
 	if errors.As(err, &exit) && ctx.Err() == nil {
@@ -116,6 +122,23 @@ func (b *Go) Build(ctx context.Context, job Spec) (note string, err error) {
 		return "", fmt.Errorf("build: %w", err)
 	}
 	return "", nil
+}
+
+// overlayFlags writes an overlay to dir and returns the flags for it; none if it is
+// empty.
+func overlayFlags(dir string, overlay map[string]string) ([]string, error) {
+	if len(overlay) == 0 {
+		return nil, nil
+	}
+	file := filepath.Join(dir, "overlay.json")
+	data, err := json.Marshal(map[string]any{"Replace": overlay})
+	if err == nil {
+		err = os.WriteFile(file, data, 0o644)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("build: write the overlay: %w", err)
+	}
+	return []string{"-overlay", file}, nil
 }
 
 // Close does nothing: between builds the go command does nothing either.

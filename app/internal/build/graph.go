@@ -62,7 +62,16 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	args := append([]string{"go", "list", "-export", "-deps", "-buildvcs=false", "-json=" + fields}, d.Flags...)
+	copies, _, err := sources.Copy(set, filepath.Join(tmp, "frozen")) // it compiles: see Spec.Freeze
+	if err != nil {
+		return nil, err
+	}
+	overlay, err := overlayFlags(tmp, copies)
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{"go", "list", "-export", "-deps", "-buildvcs=false", "-json=" + fields}, overlay...)
+	args = append(args, d.Flags...)
 	if out, err = d.Run(ctx, proc.Command{Args: append(args, d.Package), Env: []string{"GOTMPDIR=" + tmp}}); err != nil {
 		return nil, err
 	}

@@ -89,7 +89,8 @@ type Report struct {
 	Lost       []string                 `json:"lost,omitempty"`     // modules whose state is gone
 	Reverted   []string                 `json:"reverted,omitempty"` // modules whose state was reverted to that of the commit
 	StagesMS   map[client.Stage]float64 `json:"stages_ms,omitempty"`
-	Standby    bool                     `json:"standby,omitempty"` // the old generation stands by: probation
+	HoldsMS    []float64                `json:"holds_ms,omitempty"` // of each attempt to hold
+	Standby    bool                     `json:"standby,omitempty"`  // the old generation stands by: probation
 	Held       int                      `json:"held,omitempty"`
 	Moved      int                      `json:"moved,omitempty"`
 	Forwarded  int                      `json:"forwarded,omitempty"`

@@ -70,9 +70,13 @@ type conn struct {
 	head     head   // position in the head that is being read
 	headRead []byte // bytes of that head that the server has
 	buffered []byte // bytes read from the socket that the server does not have
+	ahead    []byte // bytes that the server has, beyond the present request
+	lenient  int    // line ends that are skipped before the next head, as after a POST
 	bodyLeft int64  // bytes left of a body of known length
 	chunks   chunks // position in a chunked body
 
+	between      bool          // the server is between two requests
+	post         bool          // the last request was a POST
 	waiting      bool          // readHead reads the socket
 	interrupted  bool          // that read is being ended by interrupt
 	blocked      chan struct{} // closed to end a backgroundRead; nil if there is none
@@ -113,8 +117,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	if c.detached {
 		return 0, errDetached
 	}
-	if c.phase == phaseUnknown && !c.hijacked && c.head == (head{}) && c.flight == nil && len(p) == serverBuffer {
-		c.phase = phaseHead // between requests, with nothing buffered
+	if c.phase == phaseUnknown && !c.hijacked && c.between {
+		return 0, io.EOF // nobody could tell where the next request begins
 	}
 	switch c.phase {
 	case phaseHead:
@@ -137,7 +141,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if end := c.chunks.end(p[:n]); end >= 0 {
 			c.unreceive(p[end:n])
 			n = end
-			c.phase, c.bodyLeft = phaseLength, 0
+			c.phase, c.bodyLeft, c.ahead = phaseLength, 0, c.chunks.ahead
 		}
 		return n, err
 	}
@@ -190,9 +194,7 @@ func (c *conn) readHead(p []byte) (int, error) {
 				continue
 			}
 		}
-		if !c.head.begun { // empty lines before a head: net/http accepts only some
-			n = copy(p, bytes.TrimLeft(p[:n], "\r\n"))
-		}
+		n = copy(p, c.skip(p[:n]))
 		if end := c.head.end(p[:n]); end >= 0 {
 			c.unreceive(p[end:n])
 			c.phase, c.headRead = phaseHeadRead, nil
@@ -203,6 +205,23 @@ func (c *conn) readHead(p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// maxLenient is how many bytes of empty lines net/http skips after a POST.
+const maxLenient = 4
+
+// skip removes line ends before a head that the server would have skipped, had the
+// connection not moved.
+func (c *conn) skip(p []byte) []byte {
+	for c.lenient > 0 && len(p) > 0 {
+		if p[0] != '\r' && p[0] != '\n' {
+			c.lenient = 0
+			break
+		}
+		p = p[1:]
+		c.lenient--
+	}
+	return p
 }
 
 // backgroundRead is the server's read of one byte that notices when a client goes away
@@ -261,11 +280,19 @@ func (c *conn) SetDeadline(t time.Time) error {
 func (c *conn) idle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.head, c.headRead = head{}, nil
-	if c.phase == phaseLength && c.bodyLeft == 0 {
-		c.phase = phaseHead
-	} else {
+	c.between = true
+	c.head, c.headRead, c.lenient = head{}, nil, 0
+	if c.phase != phaseLength || c.bodyLeft > 0 {
 		c.phase = phaseUnknown
+		return
+	}
+	c.phase = phaseHead
+	ahead := c.ahead
+	c.ahead = nil
+	if end := c.head.end(ahead); end >= 0 {
+		c.phase, c.ahead = phaseHeadRead, ahead[end:]
+	} else {
+		c.headRead = ahead
 	}
 }
 
@@ -282,10 +309,17 @@ func (c *conn) begin(r *http.Request) *flight {
 	case c.phase != phaseHeadRead:
 		c.phase = phaseUnknown
 	case r.ContentLength >= 0:
-		c.phase, c.bodyLeft = phaseLength, r.ContentLength
+		had := min(int64(len(c.ahead)), r.ContentLength)
+		c.phase, c.bodyLeft, c.ahead = phaseLength, r.ContentLength-had, c.ahead[had:]
 	default:
 		c.phase, c.chunks = phaseChunks, chunks{}
+		if end := c.chunks.end(c.ahead); end >= 0 {
+			c.phase, c.bodyLeft, c.ahead = phaseLength, 0, append(c.chunks.ahead, c.ahead[end:]...)
+		} else {
+			c.ahead = nil
+		}
 	}
+	c.between, c.post = false, r.Method == http.MethodPost
 	c.in.reset()
 	c.out.reset()
 	c.flight, c.route, c.answered = f, f.route, false

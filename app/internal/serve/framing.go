@@ -38,12 +38,22 @@ func (h *head) add(part []byte) {
 	}
 }
 
-// chunks finds the end of a chunked body with its trailer.
+// chunks finds the end of a chunked body with its trailer, where net/http finds
+// it.
+//
+// If the trailer is anything but an empty line, net/http reads on until it has seen
+// an empty line with carriage returns, even if the trailer has ended before with
+// one that has none: what lies between is the beginning of the next request, which
+// net/http then has.
 type chunks struct {
-	part chunkPart
-	left int64 // bytes left of the chunk's data
-	size int64 // the chunk's size, as far as its line was read
-	some bool  // the current line has a byte
+	part  chunkPart
+	left  int64 // bytes left of the chunk's data
+	size  int64 // the chunk's size, as far as its line was read
+	some  bool  // the current line has a byte
+	seen  int   // bytes of the trailer
+	last4 [4]byte
+	ended bool   // the trailer has ended, and net/http reads on
+	ahead []byte // what it has read since
 }
 
 type chunkPart int
@@ -57,36 +67,54 @@ const (
 	chunkNonsense // what net/http will not understand either
 )
 
-// end returns how many bytes of p belong to the body, or -1 if it goes on.
+// end returns how many bytes of p net/http reads for the body, or -1 if it goes on.
 func (c *chunks) end(p []byte) int {
 	for i := 0; i < len(p); {
-		if c.part == chunkNonsense {
+		switch c.part {
+		case chunkNonsense:
 			return -1
-		}
-		if c.part == chunkData {
+		case chunkData:
 			n := min(c.left, int64(len(p)-i))
 			i += int(n)
 			if c.left -= n; c.left == 0 {
 				c.part = chunkDataEnd
 			}
-			continue
+		case chunkTrailer:
+			if c.trailer(p[i]) {
+				return i + 1
+			}
+			i++
+		default:
+			c.next(p[i])
+			i++
 		}
-		if c.next(p[i]) {
-			return i + 1
-		}
-		i++
 	}
 	return -1
 }
 
-// next reads a byte that is not data. It reports whether that was the last one.
-func (c *chunks) next(b byte) (last bool) {
+// trailer reads a byte of the trailer. It reports whether that was the last one
+// that net/http reads.
+func (c *chunks) trailer(b byte) (last bool) {
+	c.last4 = [4]byte{c.last4[1], c.last4[2], c.last4[3], b}
+	c.seen++
+	switch {
+	case c.ended:
+		c.ahead = append(c.ahead, b)
+	case b == '\n':
+		c.ended, c.some = !c.some, false
+	case b != '\r':
+		c.some = true
+	}
+	if c.seen == 2 && c.last4[2] == '\r' && b == '\n' {
+		return true
+	}
+	return c.seen >= 4 && c.last4 == [4]byte{'\r', '\n', '\r', '\n'}
+}
+
+// next reads a byte that is neither data nor part of the trailer.
+func (c *chunks) next(b byte) {
 	switch {
 	case b == '\r':
-	case c.part == chunkTrailer && b == '\n':
-		last, c.some = !c.some, false
-	case c.part == chunkTrailer:
-		c.some = true
 	case c.part == chunkDataEnd && b == '\n':
 		c.part, c.size, c.some = chunkSize, 0, false
 	case c.part == chunkDataEnd:
@@ -101,7 +129,6 @@ func (c *chunks) next(b byte) (last bool) {
 	default:
 		c.digit(b)
 	}
-	return last
 }
 
 func (c *chunks) digit(b byte) {

@@ -100,7 +100,7 @@ func conclude(f facts) client.Outcome {
 		}
 		o.Generation = r.Generation
 		o.Stage, o.FailedModule, o.Error = r.Stage, r.Module, r.Error
-		o.Lost, o.Reverted = r.Lost, r.Reverted
+		o.Lost, o.Reverted, o.HoldsMS = r.Lost, r.Reverted, r.HoldsMS
 		o.Held, o.Moved, o.Forwarded, o.Cancelled = r.Held, r.Moved, r.Forwarded, r.Cancelled
 		if r.TookOver {
 			o.Modules = orEmpty(r.Changed)

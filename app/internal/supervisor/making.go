@@ -175,6 +175,19 @@ func (s *supervisor) freeze() (copies map[string]string, err error) {
 	return copies, nil
 }
 
+// freezer returns a function that copies the sources for a build in the background.
+func (s *supervisor) freezer() func() (map[string]string, error) {
+	dir, set, config := s.frozenDir(), s.plan.set, s.plan.config
+	return func() (map[string]string, error) {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, err
+		}
+		copies, _, err := sources.Copy(set, dir)
+		delete(copies, config)
+		return copies, err
+	}
+}
+
 func (s *supervisor) frozenDir() string {
 	return filepath.Join(sources.Absolute(s.opts.RunDir), "frozen")
 }
@@ -203,7 +216,7 @@ func (s *supervisor) compile(copies map[string]string) {
 	if j.initial {
 		seed = s.opts.Binary
 	}
-	task := build.Spec{Sources: j.snap, Overlay: copies}
+	task := build.Spec{Sources: j.snap, Overlay: copies, Freeze: s.freezer()}
 	s.tasks.Go(func() {
 		began := time.Now()
 		binary, note, err := compileInto(ctx, builder, task, dir, seed)

@@ -103,6 +103,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 		Left:      slices.Sorted(maps.Keys(a.doubtful)),
 		Lost:      a.lost,
 		Notes:     a.notes,
+		HoldsMS:   a.holds,
 		SlowMS:    millis(g.server.Expectations(a.terms.MaxPause)),
 	})
 	if err != nil {

@@ -122,7 +122,9 @@ func (t *takeover) run(ctx context.Context) error {
 	commit, err := t.p.Healthy(decide)
 	if errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation died during the handoff; going on with its state")
-		t.notes = append(t.notes, "the old generation died during the handoff, after it had passed on every state")
+		if len(t.lost) == 0 {
+			t.notes = append(t.notes, "the old generation died during the handoff, after it had passed on every state")
+		}
 		t.oldGone, err = true, nil
 		commit = &handoff.Commit{StagesMS: map[string]float64{}}
 	}
@@ -245,6 +247,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		Cancelled:  commit.Cancelled,
 		Notes:      t.notes,
 		Lost:       t.lost,
+		HoldsMS:    commit.HoldsMS,
 	}
 	for stage, ms := range commit.StagesMS {
 		r.StagesMS[client.Stage(stage)] = ms

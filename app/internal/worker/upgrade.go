@@ -23,6 +23,7 @@ type attempt struct {
 	candidate *handoff.Candidate
 	began     time.Time
 	terms     terms             // the candidate's, once it has said hello
+	holds     []float64         // how long each attempt to hold took, in milliseconds
 	heldSince time.Time         // when the last attempt to hold began
 	pause     time.Duration     // in which nobody was served: earlier holds, and the last one once this generation serves again
 	spare     *moduleSet        // prepared values for a rollback; nil if no module has anything to prepare
@@ -263,6 +264,7 @@ func (a *attempt) look(ctx context.Context, d time.Duration) error {
 func (a *attempt) holdFor(ctx context.Context, t serve.Terms) error {
 	a.heldSince = time.Now()
 	held, err := a.g.server.Hold(ctx, t)
+	a.holds = append(a.holds, client.Milliseconds(time.Since(a.heldSince)))
 	if err == nil && ctx.Err() != nil { // called off in the last moment: nothing is touched yet
 		held.Release()
 		err = context.Cause(ctx)
@@ -493,6 +495,7 @@ func (a *attempt) fail(err error) {
 		Held:       a.heldConns,
 		Cancelled:  a.cancelled,
 		Notes:      a.notes,
+		HoldsMS:    a.holds,
 	}
 	var where *handoff.UpgradeError
 	if errors.As(err, &where) {
