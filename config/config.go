@@ -52,10 +52,17 @@ type App struct {
 	TLS       TLS    `yaml:"tls"`        // certificate for HTTP on Listen
 	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
 
-	Drain       time.Duration `yaml:"drain"`        // how long a reload waits for a moment to hold, and how long an old generation forwards after the handoff
-	MaxPause    time.Duration `yaml:"max_pause"`    // the longest hold in the first half of Drain
-	MaxFreeze   time.Duration `yaml:"max_freeze"`   // the longest hold in the second half
-	RunTimeout  time.Duration `yaml:"run_timeout"`  // how long a module's Run may take to return; default MaxPause, with HotReload 500ms
+	Drain      time.Duration `yaml:"drain"`       // how long a reload waits for a moment to hold, and how long an old generation forwards after the handoff
+	MaxPause   time.Duration `yaml:"max_pause"`   // the longest hold in the first half of Drain
+	MaxFreeze  time.Duration `yaml:"max_freeze"`  // the longest hold in the second half
+	RunTimeout time.Duration `yaml:"run_timeout"` // how long a module's Run may take to return; default MaxPause, with HotReload 500ms
+	// Limits of HTTP clients; 0 is none.
+	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout"` // for the head of a request, from its first byte
+	MaxHeaderBytes    Size          `yaml:"max_header_bytes"`    // of the head of a request
+	BodyTimeout       time.Duration `yaml:"body_timeout"`        // for the next byte of a body or an answer that somebody waits for
+	IdleTimeout       time.Duration `yaml:"idle_timeout"`        // for the next request on a connection
+	MaxConnections    int           `yaml:"max_connections"`     // of all kinds; 0 is as many as the limit of open files allows
+
 	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
 	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
 	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
@@ -228,6 +235,11 @@ func defaults() *Config {
 		Probation:   time.Second,
 		HookTimeout: 5 * time.Second,
 		MaxState:    4 << 30,
+
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		BodyTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 	}}
 }
 
@@ -337,6 +349,9 @@ func (c *Config) check(names []string) error {
 		{"app.max_pause", c.App.MaxPause, false},
 		{"app.max_freeze", c.App.MaxFreeze, false},
 		{"app.run_timeout", c.App.RunTimeout, false},
+		{"app.read_header_timeout", c.App.ReadHeaderTimeout, true},
+		{"app.body_timeout", c.App.BodyTimeout, true},
+		{"app.idle_timeout", c.App.IdleTimeout, true},
 		{"app.probation", c.App.Probation, true},
 		{"app.hook_timeout", c.App.HookTimeout, false},
 	} {
@@ -348,6 +363,12 @@ func (c *Config) check(names []string) error {
 	}
 	if c.App.MaxFreeze < c.App.MaxPause {
 		fail("app.max_freeze", "must not be below app.max_pause, %v, got %v", c.App.MaxPause, c.App.MaxFreeze)
+	}
+	if c.App.MaxHeaderBytes < 0 || c.App.MaxHeaderBytes > maxHeader {
+		fail("app.max_header_bytes", "must be between 0 and %v, got %v", Size(maxHeader), c.App.MaxHeaderBytes)
+	}
+	if c.App.MaxConnections < 0 {
+		fail("app.max_connections", "must not be negative, got %d", c.App.MaxConnections)
 	}
 	if c.App.MaxState <= 0 {
 		fail("app.max_state", "must be a size above zero, got %v", c.App.MaxState)
@@ -422,6 +443,9 @@ func SplitAddress(text string) (network, address string, err error) {
 	}
 	return "tcp", address, nil
 }
+
+// maxHeader bounds the head of a request: half a head moves with its connection.
+const maxHeader = 1 << 20
 
 // maxSocketPath is the longest path of a Unix socket that every system allows.
 const maxSocketPath = 103

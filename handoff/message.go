@@ -169,6 +169,9 @@ type ConnInfo struct {
 	Unread []byte `json:"unread,omitempty"` // bytes the client has sent that have not been handled
 	Unsent []byte `json:"unsent,omitempty"` // bytes the client has yet to receive
 	Kept   []byte `json:"kept,omitempty"`   // bytes that the owner keeps for its next handler
+
+	LeftMS  int64 `json:"left_ms,omitempty"` // of the time that the client has for its next request
+	Lenient int   `json:"lenient,omitempty"` // bytes of empty lines that may come before that
 }
 
 // size estimates how many bytes the info adds to a message.

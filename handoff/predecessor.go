@@ -62,7 +62,7 @@ func (p *Predecessor) Progress(ctx context.Context, stage, module string) {
 // waits for them. The caller must close them. The states of the modules in
 // doubtful follow, each by [Predecessor.Doubtful].
 func (p *Predecessor) Prepared(ctx context.Context) (states *States, doubtful []string, err error) {
-	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: freeFiles()}); err != nil {
+	if err := p.link.send(ctx, message{Type: typePrepared, UnixPaths: p.self.sockets(), FreeFiles: FreeFiles()}); err != nil {
 		return nil, nil, orGone(err)
 	}
 	m, files, err := p.link.receive(ctx)

@@ -15,8 +15,8 @@ func closeOnExec(fds ...int) {
 
 func kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
 
-// freeFiles returns how many more files this process may open, nil if unknown.
-func freeFiles() *int {
+// FreeFiles returns how many more files this process may open, nil if unknown.
+func FreeFiles() *int {
 	var limit syscall.Rlimit
 	open, err := os.ReadDir("/dev/fd")
 	if err != nil || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {

@@ -14,10 +14,6 @@ import (
 	"time"
 )
 
-// serverBuffer is the size of net/http's read buffer. A read that asks for
-// all of it has nothing buffered behind it.
-const serverBuffer = 4096
-
 // errDetached ends the server's read of a connection that is being detached.
 // It is a timeout because net/http answers other errors with a 400.
 var errDetached net.Error = detachedError{}
@@ -55,12 +51,12 @@ type socket interface {
 //	 └──────────────────────────────────────────────┘ │
 //	   idle, with the whole body read                 │ the server reads on, or idle with
 //	                                                  ▼ a body unread, or hijack
-//	 Head ◀──────────────────────────────────────  Unknown
-//	   a read of the whole server buffer while no handler runs
+//	                                               Unknown: the end
 //
 // Only in Head can a conn be detached. In Length and Chunks Read ends at the end
-// of the body; what has come of the next request stays in buffered. In Unknown a
-// hold waits until the connection closes or is known again.
+// of the body; what has come of the next request stays in buffered, or in ahead if
+// the server has it already. In Unknown a hold waits until the connection closes,
+// which it does when the server asks for the next request.
 type conn struct {
 	socket
 	group *http1
@@ -75,6 +71,9 @@ type conn struct {
 	bodyLeft int64  // bytes left of a body of known length
 	chunks   chunks // position in a chunked body
 
+	due          time.Time     // when a client that sends no request, or no whole head, is disconnected; zero for never
+	evicted      bool          // it was closed to make room, and the server has not noticed yet
+	headTimed    bool          // due is that of a head
 	between      bool          // the server is between two requests
 	post         bool          // the last request was a POST
 	waiting      bool          // readHead reads the socket
@@ -93,7 +92,7 @@ type conn struct {
 	answered bool                    // the first bytes of its answer were written
 	replaced bool                    // the server's own answer was written instead: nothing more may be
 	route    string                  // of the last request, "" before the first
-	ended    time.Time               // when its handler returned
+	ended    time.Time               // when its handler returned; before that when the conn was made
 
 	in, out transfer // of the present request
 }
@@ -200,6 +199,12 @@ func (c *conn) readHead(p []byte) (int, error) {
 			c.phase, c.headRead = phaseHeadRead, nil
 			return end, err
 		}
+		if !c.headTimed && n > 0 {
+			c.headTimed = true
+			if c.due = (time.Time{}); c.group.server.opts.Limits.Head > 0 {
+				c.due = time.Now().Add(c.group.server.opts.Limits.Head)
+			}
+		}
 		c.headRead = append(c.headRead, p[:n]...)
 		if n > 0 || err != nil {
 			return n, err
@@ -282,6 +287,7 @@ func (c *conn) idle() {
 	defer c.mu.Unlock()
 	c.between = true
 	c.head, c.headRead, c.lenient = head{}, nil, 0
+	c.expect(0)
 	if c.phase != phaseLength || c.bodyLeft > 0 {
 		c.phase = phaseUnknown
 		return
@@ -319,6 +325,7 @@ func (c *conn) begin(r *http.Request) *flight {
 			c.ahead = nil
 		}
 	}
+	c.due = time.Time{}
 	c.between, c.post = false, r.Method == http.MethodPost
 	c.in.reset()
 	c.out.reset()
@@ -369,7 +376,7 @@ func (c *conn) Movable(unread []byte) net.Conn {
 func (c *conn) waitsForHead() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.phase == phaseHead && c.flight == nil && !c.hijacked
+	return !c.evicted && c.phase == phaseHead && c.flight == nil && !c.hijacked
 }
 
 // inFlight implements pending.
@@ -385,7 +392,7 @@ func (c *conn) inFlight(now time.Time, patience time.Duration) InFlight {
 		return is
 	}
 	is := InFlight{Route: "the end of " + route, State: Ending, Age: now.Sub(ended)}
-	if route == "" || ended.IsZero() {
+	if route == "" {
 		is.Route, is.Age = "a new request", 0
 	}
 	switch is.Left = patience - is.Age; {
@@ -562,6 +569,35 @@ func (c *conn) unread() []byte {
 	return append(c.headRead, c.buffered...)
 }
 
+// detach returns the socket with everything that moves with it.
+func (c *conn) detach() Detached {
+	d := Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d.Lenient = c.lenient; c.post { // the next server does not know that
+		d.Lenient = maxLenient
+	}
+	if !c.due.IsZero() {
+		d.Left = max(time.Until(c.due), time.Millisecond)
+	}
+	return d
+}
+
+// expect begins the time that the client has for its next request: left, or all of
+// it if left is 0.
+func (c *conn) expect(left time.Duration) {
+	limits := c.group.server.opts.Limits
+	c.headTimed = len(c.buffered) > 0
+	if left == 0 {
+		if left = limits.Idle; c.headTimed {
+			left = limits.Head
+		}
+	}
+	if c.due = (time.Time{}); left > 0 {
+		c.due = time.Now().Add(left)
+	}
+}
+
 // wasCancelled reports whether a hold has cancelled an earlier request.
 func (c *conn) wasCancelled() bool {
 	c.mu.Lock()
@@ -597,4 +633,56 @@ func (c *conn) finish(f *flight, a *answer) {
 		panic(http.ErrAbortHandler)
 	case fateStands:
 	}
+}
+
+// overdue closes the connection if its client has taken too long.
+func (c *conn) overdue(now time.Time) {
+	limit := c.group.server.opts.Limits.Transfer
+	c.mu.Lock()
+	f := c.flight
+	switch {
+	case c.detached || c.hijacked:
+		c.mu.Unlock()
+		return
+	case c.phase == phaseHead && f == nil:
+		if !c.due.IsZero() && now.After(c.due) {
+			c.socket.Close() // as net/http does: whoever is too slow gets no answer
+		}
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	if limit == 0 || f != nil && f.isEndless() || !c.in.tooSlow(now, limit) && !c.out.tooSlow(now, limit) {
+		return
+	}
+	if f != nil {
+		f.timeOut()
+	} else {
+		c.fail(nil, 0)
+	}
+}
+
+// idleSince returns since when the connection has been waiting for a request; ok is
+// false if it does not, or has got some of one.
+func (c *conn) idleSince() (since time.Time, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended, c.isIdleLocked()
+}
+
+// isIdleLocked reports whether no byte of a request has come. c.mu is held.
+func (c *conn) isIdleLocked() bool {
+	return !c.evicted && c.phase == phaseHead && c.flight == nil && !c.hijacked && !c.detached && c.head == (head{}) && len(c.headRead)+len(c.buffered) == 0
+}
+
+// evict closes the connection if it is still idle.
+func (c *conn) evict() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.isIdleLocked() {
+		return false
+	}
+	c.evicted = true
+	c.socket.Close()
+	return true
 }

@@ -113,6 +113,13 @@ func (s *Server) Hold(ctx context.Context, t Terms) (*Held, error) {
 // flight becomes late or stalled while nothing happens.
 const pollTime = 10 * time.Millisecond
 
+// While more than crowd things are in flight, a hold looks no more often than every
+// crowdTime.
+const (
+	crowd     = 64
+	crowdTime = time.Millisecond
+)
+
 // await waits until nothing is in flight in rounds, which are paused, except what
 // is endless.
 func (s *Server) await(ctx context.Context, c *cutter, rounds [][]group) error {
@@ -124,6 +131,9 @@ func (s *Server) await(ctx context.Context, c *cutter, rounds [][]group) error {
 		}
 		if c.terms.Cut != CutAll && !now.Before(c.deadline) {
 			return &BusyError{busy}
+		}
+		if len(busy) > crowd { // each look costs as much as there are
+			time.Sleep(crowdTime)
 		}
 		select {
 		case <-s.changed:

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // http1 keeps the HTTP/1.1 connections that can move; see conn.go for how one
@@ -30,6 +31,7 @@ func newHTTP1(s *Server, h http.Handler) *http1 {
 	k := &http1{server: s, queue: make(chan net.Conn), paused: true, conns: map[*conn]struct{}{}}
 	k.holding.Store(true)
 	k.http = &http.Server{
+		MaxHeaderBytes:               s.opts.Limits.HeadBytes,
 		Handler:                      k.track(h),
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		ConnState:                    connState,
@@ -142,8 +144,10 @@ func (k *http1) end(c *conn, returned bool) {
 	k.server.notify()
 }
 
-func (k *http1) newConn(sock socket, unread []byte) *conn {
-	c := &conn{socket: sock, group: k, buffered: unread}
+func (k *http1) newConn(sock socket, d Detached) *conn {
+	c := &conn{socket: sock, group: k, buffered: d.Unread, between: true, lenient: d.Lenient, ended: time.Now()}
+	c.buffered = c.skip(c.buffered)
+	c.expect(d.Left)
 	c.out.probe = func() (uint64, bool) { return received(sock) }
 	return c
 }
@@ -153,7 +157,7 @@ func (k *http1) adopt(d Detached) {
 	if !ok {
 		return
 	}
-	c := k.newConn(sock, d.Unread)
+	c := k.newConn(sock, d)
 	k.mu.Lock()
 	k.conns[c] = struct{}{}
 	k.mu.Unlock()
@@ -179,9 +183,9 @@ func (k *http1) forget(c *conn, detached bool) bool {
 	switch {
 	case !ok || !detached:
 	case k.paused:
-		k.detached = append(k.detached, Detached{Conn: c.socket, Kind: KindHTTP, Unread: c.unread()})
+		k.detached = append(k.detached, c.detach())
 	default: // the hold ended before the HTTP server had dropped c; a new one must see the socket
-		late = k.newConn(c.socket, c.unread())
+		late = k.newConn(c.socket, c.detach())
 		k.conns[late] = struct{}{}
 	}
 	k.mu.Unlock()
@@ -257,4 +261,25 @@ func (k *http1) close() {
 	if err := k.http.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		k.server.log.Debug("closing the HTTP server", "err", err)
 	}
+}
+
+func (k *http1) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns) + len(k.detached)
+}
+
+func (k *http1) sweep(now time.Time) {
+	for _, c := range k.connections() {
+		c.overdue(now)
+	}
+}
+
+func (k *http1) longestIdle() (since time.Time, evict func() bool) {
+	for _, c := range k.connections() {
+		if t, ok := c.idleSince(); ok && (evict == nil || t.Before(since)) {
+			since, evict = t, c.evict
+		}
+	}
+	return since, evict
 }

@@ -127,6 +127,21 @@ func (f *flight) expire(status int) {
 
 func (f *flight) leave() { f.link.drop(f) }
 
+// timeOut is called when the client moves too little.
+func (f *flight) timeOut() {
+	f.mu.Lock()
+	f.cut = http.StatusRequestTimeout
+	f.mu.Unlock()
+	f.stop(errSlowClient)
+	f.link.fail(f, http.StatusRequestTimeout)
+}
+
+func (f *flight) isEndless() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.endless
+}
+
 // neverEnds marks a request that a hold does not wait for.
 func (f *flight) neverEnds(eventStream bool) {
 	f.mu.Lock()
@@ -160,7 +175,10 @@ func (f *flight) end(sent bool) fate {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.cancelled {
-		if !f.endless {
+		if f.cut != 0 && !f.wrote {
+			return fateNone
+		}
+		if !f.endless && f.cut == 0 {
 			f.server.durations.add(f.class, f.route, time.Since(f.began))
 		}
 		return fateStands

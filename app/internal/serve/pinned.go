@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,8 +69,17 @@ func newPinned(s *Server, h http.Handler, config *tls.Config) *pinned {
 	}
 	log := slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
 	k.holding.Store(true)
-	k.h1 = &http.Server{Handler: k, ConnContext: k.connContext, ErrorLog: log, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
-	k.h2 = &http.Server{Handler: k, ConnContext: k.connContext, ErrorLog: log, TLSConfig: &tls.Config{NextProtos: []string{"h2"}}}
+	limits := s.opts.Limits
+	k.h1 = &http.Server{
+		Handler: k, ConnContext: k.connContext, ConnState: k.connState, ErrorLog: log,
+		ReadHeaderTimeout: limits.Head, IdleTimeout: limits.Idle, MaxHeaderBytes: limits.HeadBytes,
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+	k.h2 = &http.Server{
+		Handler: k, ConnContext: k.connContext, ConnState: k.connState, ErrorLog: log,
+		IdleTimeout: limits.Idle, MaxHeaderBytes: limits.HeadBytes,
+		TLSConfig: &tls.Config{NextProtos: []string{"h2"}},
+	}
 	k.forwarded = newForwarded(k, log)
 	if config != nil {
 		k.tls = config.Clone()
@@ -91,7 +102,9 @@ type pinnedConn struct {
 	once   sync.Once
 	active atomic.Int64 // requests in flight
 
-	upgraded atomic.Bool // hijacked: its handler waits for the connection, not for a context
+	idle     atomic.Int64 // since when it has no request, in nanoseconds; 0 if it has
+	deadline atomic.Int64 // of reads, in nanoseconds; 0 for none
+	upgraded atomic.Bool  // hijacked: its handler waits for the connection, not for a context
 }
 
 func (k *pinned) add(nc net.Conn, unread []byte) *pinnedConn {
@@ -160,13 +173,80 @@ func (c *pinnedConn) await() error {
 		if released == nil {
 			return nil
 		}
+		began := time.Now()
 		select {
 		case <-released:
+			c.postpone(time.Since(began))
 		case <-c.closed:
 			return net.ErrClosed
 		}
 	}
 	return nil
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *pinnedConn) SetReadDeadline(t time.Time) error {
+	at := int64(0)
+	if !t.IsZero() {
+		at = t.UnixNano()
+	}
+	c.deadline.Store(at)
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetDeadline implements net.Conn.
+func (c *pinnedConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+}
+
+// postpone moves the deadline of reads by the time of a hold.
+func (c *pinnedConn) postpone(held time.Duration) {
+	if at := c.deadline.Load(); at > int64(time.Hour) { // one in 1970 ends a read on purpose
+		c.SetReadDeadline(time.Unix(0, at).Add(held))
+	}
+}
+
+// connState knows which connections are idle.
+func (k *pinned) connState(nc net.Conn, state http.ConnState) {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c, ok := nc.(*pinnedConn)
+	if !ok {
+		return
+	}
+	idle := int64(0)
+	if state == http.StateIdle {
+		idle = time.Now().UnixNano()
+	}
+	c.idle.Store(idle)
+}
+
+func (k *pinned) longestIdle() (since time.Time, evict func() bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for c := range k.conns {
+		at := c.idle.Load()
+		if t := time.Unix(0, at); at != 0 && (evict == nil || t.Before(since)) {
+			since, evict = t, func() bool { return c.idle.CompareAndSwap(at, 0) && c.Close() == nil }
+		}
+	}
+	return since, evict
+}
+
+func (k *pinned) sweep(now time.Time) {
+	limit := k.server.opts.Limits.Transfer
+	if limit == 0 {
+		return
+	}
+	k.mu.Lock()
+	requests := slices.Collect(maps.Keys(k.requests))
+	k.mu.Unlock()
+	for _, req := range requests {
+		if !req.isEndless() && (req.in.tooSlow(now, limit) || req.out.tooSlow(now, limit)) {
+			req.timeOut()
+		}
+	}
 }
 
 // connContext lets a request find its connection.

@@ -51,6 +51,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -73,6 +74,9 @@ type Detached struct {
 	Unread []byte // bytes the client has sent that have not been handled
 	Unsent []byte // bytes the client has yet to receive; streams only
 	Kept   []byte // bytes the owner has kept; streams only
+
+	Left    time.Duration // of the time that the client has for its next request, 0 for all of it; HTTP only
+	Lenient int           // bytes of empty lines that are skipped before the next request; HTTP only
 }
 
 // Options are what a server needs to know.
@@ -90,10 +94,33 @@ type Options struct {
 	Moving    error // returned by reads of a stream that is about to move, and then by Stream
 	Reloading error // cause of a request's context that a hold cancels
 
+	Limits Limits
+
 	// Owner names the owner of the code that handles a request: requests of
 	// different owners are expected to take different times. It may be nil.
 	Owner func(*http.Request) string
 }
+
+// Limits keep clients from using up the program. A zero limit is none.
+type Limits struct {
+	// Head is how long a client may take to send the head of a request, from its
+	// first byte, and HeadBytes how long the head may be.
+	Head      time.Duration
+	HeadBytes int
+	// Transfer is how long a read of a body or a write of an answer may be blocked
+	// without a byte. After slowAfter it also has to make minRate on average.
+	Transfer time.Duration
+	// Idle is how long a connection may wait for a request.
+	Idle time.Duration
+	// Conns is how many connections there may be. Beyond it the one that has been
+	// idle for longest is closed; if none is idle, nothing is accepted.
+	Conns int
+}
+
+const (
+	slowAfter = 10 * time.Second // blocked
+	minRate   = 240              // bytes per second
+)
 
 func (o *Options) owner(r *http.Request) string {
 	if o.Owner == nil {
@@ -136,6 +163,10 @@ type Server struct {
 	cuts      cuts           // what holds have cancelled
 	changed   chan struct{}  // has room for one; receives when something in flight has ended
 	leftSome  atomic.Bool    // a hold has left a handler behind
+	saidFull  atomic.Int64   // when that was told last, in seconds
+	expected  atomic.Int64   // connections that are about to come from elsewhere
+	evicted   atomic.Int64   // idle connections closed to make room
+	came      chan struct{}  // has room for one; receives when a connection has come
 	tasks     sync.WaitGroup // goroutines that end with the server
 	handlers  sync.WaitGroup // goroutines that end when a handler does
 
@@ -176,10 +207,12 @@ func New(h http.Handler, opts Options) (*Server, *Held) {
 		holding: true,
 
 		durations: newDurations(),
+		came:      make(chan struct{}, 1),
 	}
 	s.streams = newStreams(s)
 	s.http1 = newHTTP1(s, h)
 	s.pinned = newPinned(s, h, opts.TLS)
+	s.tasks.Go(s.sweep)
 	return s, &Held{server: s}
 }
 
@@ -198,25 +231,105 @@ func (s *Server) Listen(owner string, ln net.Listener) {
 	s.tasks.Go(func() { s.accept(l) })
 }
 
+const (
+	// fullTime is how long to wait before the next look when there are as many
+	// connections as may be and none is idle.
+	fullTime = 10 * time.Millisecond
+
+	// goneTime is how long a connection may take to go that was closed.
+	goneTime = 200 * time.Microsecond
+
+	// After an error accept waits for longer and longer.
+	firstBackoff, lastBackoff = 5 * time.Millisecond, time.Second
+)
+
 // accept is the goroutine of one listener.
 func (s *Server) accept(l *listener) {
+	backoff := time.Duration(0)
 	for s.mayAccept(l) {
 		c, err := l.Accept()
+		if err == nil && !s.awaitRoom(l) { // the kernel queues what comes after it
+			c.Close()
+			return
+		}
 		switch {
 		case err == nil && l.kind == KindHTTP && s.opts.TLS != nil:
 			s.pinned.secure(c)
+			s.notifySweep()
 		case err == nil:
 			s.adopt(Detached{Conn: c, Kind: l.kind, Owner: l.owner})
 		case errors.Is(err, os.ErrDeadlineExceeded): // paused
 		case errors.Is(err, net.ErrClosed):
 			return
-		default: // out of descriptors, or a client that has gone already
-			s.log.Warn("accept failed", "listen", l.Addr(), "err", err)
-			select {
-			case <-s.closed:
-				return
-			case <-time.After(10 * time.Millisecond):
+		case errors.Is(err, syscall.ECONNABORTED): // a client that has gone already
+		case noDescriptors(err) && s.evict():
+		default:
+			if backoff == 0 {
+				s.log.Warn("accept failed, trying again", "listen", l.Addr(), "err", err)
 			}
+			backoff = min(max(2*backoff, firstBackoff), lastBackoff)
+			if !s.rest(l, backoff) {
+				return
+			}
+			continue
+		}
+		backoff = 0
+	}
+}
+
+// awaitRoom waits until there is room for one more connection, but not while l is
+// paused. It closes the one that has been idle for longest. It reports false if the
+// server is closed.
+func (s *Server) awaitRoom(l *listener) bool {
+	for s.isFull() {
+		wait := goneTime
+		if !s.evict() {
+			s.sayFull(l)
+			wait = fullTime
+		}
+		if s.isPaused(l) {
+			return true
+		}
+		if !s.rest(l, wait) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Server) isPaused(l *listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return l.paused
+}
+
+// sayFull tells, once in a while, that nothing is accepted.
+func (s *Server) sayFull(l *listener) {
+	now := time.Now().Unix()
+	if last := s.saidFull.Load(); now-last >= 60 && s.saidFull.CompareAndSwap(last, now) {
+		s.log.Warn("new connections wait: there are as many as may be, and none is idle", "listen", l.Addr(), "connections", s.opts.Limits.Conns)
+	}
+}
+
+// noDescriptors reports whether err means that there are no more descriptors.
+func noDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
+// rest waits for d, but not while l is paused. It reports false if the server is
+// closed.
+func (s *Server) rest(l *listener, d time.Duration) bool {
+	over := time.After(d)
+	for {
+		if s.isPaused(l) {
+			return true
+		}
+		select {
+		case <-over:
+			return true
+		case <-s.closed:
+			return false
+		case <-time.After(min(d, fullTime)):
 		}
 	}
 }
@@ -249,10 +362,22 @@ func (s *Server) mayAccept(l *listener) bool {
 func (s *Server) Adopt(conns []Detached) {
 	for _, c := range conns {
 		s.adopt(c)
+		if s.expected.Load() > 0 {
+			s.expected.Add(-1)
+		}
+	}
+}
+
+// notifySweep tells the sweeper that there are clients.
+func (s *Server) notifySweep() {
+	select {
+	case s.came <- struct{}{}:
+	default:
 	}
 }
 
 func (s *Server) adopt(d Detached) {
+	defer s.notifySweep()
 	switch d.Kind {
 	case KindForward:
 		s.pinned.adopt(d)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -278,3 +279,6 @@ func TestAHoldEndsOnce(t *testing.T) {
 		})
 	}
 }
+
+// quietLog is a log for what net/http says.
+func quietLog() *log.Logger { return slog.NewLogLogger(quiet.Handler(), slog.LevelDebug) }

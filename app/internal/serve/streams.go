@@ -134,6 +134,12 @@ func (k *streams) pending() []pending {
 	return list
 }
 
+func (k *streams) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.running) + len(k.detached)
+}
+
 // leave lets the handler of a stream run on, and ends the stream.
 func (k *streams) leave(st *Stream) {
 	st.abort()

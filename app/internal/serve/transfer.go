@@ -18,6 +18,7 @@ type transfer struct {
 	moved   time.Time  // when bytes were last seen to move in it
 	probed  bool       // last is what probe returned in it
 	last    uint64
+	blind   bool          // probe does not know
 	inCall  int64         // bytes seen to move in it
 	blocked time.Duration // in earlier calls of this request
 	bytes   int64         // moved in earlier calls of this request
@@ -64,7 +65,7 @@ func (t *transfer) lookLocked(now time.Time) {
 		return
 	}
 	n, ok := t.probe()
-	if !ok {
+	if t.blind = !ok; t.blind {
 		return
 	}
 	if t.probed && n == t.last {
@@ -75,4 +76,20 @@ func (t *transfer) lookLocked(now time.Time) {
 		t.inCall += int64(n - t.last)
 	}
 	t.probed, t.last = true, n
+}
+
+// tooSlow reports whether the client moves so little that it is given up: nothing
+// for limit, or less than minRate once it has been waited for long enough.
+func (t *transfer) tooSlow(now time.Time, limit time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.since.IsZero() {
+		return false
+	}
+	t.lookLocked(now)
+	if t.blind { // it may be receiving all the time
+		return false
+	}
+	blocked := t.blocked + now.Sub(t.since)
+	return now.Sub(t.moved) >= limit || blocked >= slowAfter && float64(t.bytes+t.inCall) < minRate*blocked.Seconds()
 }

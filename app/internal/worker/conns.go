@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"slices"
 	"time"
 
 	"example.org/orchestrator/app/internal/contract"
@@ -29,7 +28,7 @@ func ownerOf(d serve.Detached) string {
 func outgoing(conns []serve.Detached) []handoff.Conn {
 	out := make([]handoff.Conn, 0, len(conns))
 	for _, c := range conns {
-		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: ownerOf(c), Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}})
+		out = append(out, handoff.Conn{Conn: c.Conn, ConnInfo: handoff.ConnInfo{Owner: ownerOf(c), Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept, LeftMS: c.Left.Milliseconds(), Lenient: c.Lenient}})
 	}
 	return out
 }
@@ -38,7 +37,7 @@ func outgoing(conns []serve.Detached) []handoff.Conn {
 func incoming(conns []handoff.Conn) []serve.Detached {
 	in := make([]serve.Detached, 0, len(conns))
 	for _, c := range conns {
-		d := serve.Detached{Conn: c.Conn, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept}
+		d := serve.Detached{Conn: c.Conn, Unread: c.Unread, Unsent: c.Unsent, Kept: c.Kept, Left: time.Duration(c.LeftMS) * time.Millisecond, Lenient: c.Lenient}
 		switch c.Owner {
 		case "":
 		case forwardOwner:
@@ -51,17 +50,32 @@ func incoming(conns []handoff.Conn) []serve.Detached {
 	return in
 }
 
+// maxMoving bounds the bytes that move with all connections together.
+const maxMoving = 256 << 20
+
 // split selects the connections that move to another process with n free
 // descriptors. Those of modules move first: HTTP can be served from here. n < 0
-// is no limit.
+// is no limit. Beyond maxMoving bytes only connections move that bring none.
 func split(conns []serve.Detached, n int) (move, stay []serve.Detached) {
-	if n < 0 || n >= len(conns) {
-		return conns, nil
+	owned, web := make([]serve.Detached, 0, len(conns)), []serve.Detached(nil)
+	for _, c := range conns {
+		if c.Kind == serve.KindHTTP {
+			web = append(web, c)
+		} else {
+			owned = append(owned, c)
+		}
 	}
-	web := func(c serve.Detached) bool { return c.Kind == serve.KindHTTP }
-	owned := slices.DeleteFunc(slices.Clone(conns), web)
-	all := append(owned, slices.DeleteFunc(slices.Clone(conns), func(c serve.Detached) bool { return !web(c) })...)
-	return all[:n], all[n:]
+	bytes := 0
+	for _, c := range append(owned, web...) {
+		size := len(c.Unread) + len(c.Unsent) + len(c.Kept)
+		if n >= 0 && len(move) >= n || size > 0 && bytes+size > maxMoving {
+			stay = append(stay, c)
+			continue
+		}
+		bytes += size
+		move = append(move, c)
+	}
+	return move, stay
 }
 
 // forwarding is how requests on pinned connections reach the candidate.

@@ -213,6 +213,7 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 		Moving:    modules.ErrMoving,
 		Reloading: modules.ErrReloading,
 		Owner:     g.routes.owner,
+		Limits:    clientLimits(g.cfg.App),
 	})
 	return set, nil
 }

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"example.org/orchestrator/app/internal/contract"
+	"example.org/orchestrator/app/internal/serve"
+	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 )
 
@@ -113,4 +115,24 @@ const forceTime = time.Second
 func (l limits) stop() time.Duration {
 	stages := contract.InStage(contract.Old, handoff.StageShutdown)
 	return l.drain + forceTime + contract.Bound(l.modules, l.hook, stages...) + time.Second
+}
+
+// headroom is how many descriptors stay free of connections: for what modules
+// open, and for one reload.
+const headroom = 64
+
+// clientLimits returns the limits of clients. It must be called before there are
+// any.
+func clientLimits(app config.App) serve.Limits {
+	l := serve.Limits{
+		Head:      app.ReadHeaderTimeout,
+		HeadBytes: int(app.MaxHeaderBytes),
+		Transfer:  app.BodyTimeout,
+		Idle:      app.IdleTimeout,
+		Conns:     app.MaxConnections,
+	}
+	if free := handoff.FreeFiles(); l.Conns == 0 && free != nil {
+		l.Conns = max(*free-headroom, 1)
+	}
+	return l
 }

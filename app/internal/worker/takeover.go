@@ -227,11 +227,13 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	g.server.Expect(slow)
 	g.install(t.set)
 	moved := 0
+	g.server.Expecting(commit.Held)
 	g.held.Resume(func(adopt func([]serve.Detached)) {
 		failpoint.At(failpoint.Candidate, "at", "resumed")
 		if !t.oldGone {
 			moved = t.takeConns(ctx, adopt)
 		}
+		g.server.Expecting(0)
 	})
 	pause := commit.HeldMS + client.Milliseconds(time.Since(took))
 
