@@ -17,7 +17,8 @@ var file = os.Getenv("ORCHESTRATOR_FAILPOINT")
 //
 // The actions are exit0, exit1, kill, hang (this goroutine only), stop (the
 // whole process, until it is continued), garbage, term=PID, which asks another
-// process to stop and goes on, and files=N, which lets this process open only N
+// process to stop and goes on, termall=PID, which also asks every process of this
+// one's group to, and files=N, which lets this process open only N
 // more descriptors and goes on.
 func At(side, when, what string) (garbage bool) {
 	if file == "" {
@@ -51,6 +52,10 @@ func At(side, when, what string) (garbage bool) {
 	case "term":
 		pid, _ := strconv.Atoi(argument)
 		syscall.Kill(pid, syscall.SIGTERM)
+	case "termall":
+		pid, _ := strconv.Atoi(argument)
+		syscall.Kill(pid, syscall.SIGTERM)
+		syscall.Kill(0, syscall.SIGTERM)
 	case "files":
 		n, _ := strconv.Atoi(argument)
 		open, _ := os.ReadDir("/dev/fd")

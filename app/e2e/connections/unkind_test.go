@@ -36,7 +36,7 @@ func TestCrowdsOfUnkindClients(t *testing.T) {
 		t.Run(crowd.name, func(t *testing.T) {
 			t.Parallel()
 			p, b := e2etest.Light(t)
-			p.Configure("drain: 500ms", "drain: 3s", "max_pause: 250ms", "max_pause: 2s") // the machine is shared
+			p.Configure("drain: 500ms", "drain: 3s", "max_pause: 250ms", "max_pause: 1s\n  max_freeze: 3s") // the machine is shared
 			startWithFiles(p, crowd.files)
 			address := p.Address()
 			clients := e2etest.KeepAlive(address, 8)

@@ -174,7 +174,7 @@ func crashes() (all []crash) {
 		"candidate.before.hello", "candidate.at.prepared", "candidate.at.restored", "candidate.at.initialized", "candidate.at.resumed", "candidate.at.reported", "candidate.at.proved",
 	} {
 		part := strings.Split(place, ".")
-		add(part[0], part[1], part[2], ends, "term")
+		add(part[0], part[1], part[2], ends, "term", "termall")
 	}
 	return all
 }
@@ -198,18 +198,19 @@ var onceFailed = []string{
 
 // sample returns a tenth of all cases, chosen at random or by CRASH_SEED, and
 // those of onceFailed. With CRASH=all it returns all cases; with CRASH_ONLY those
-// with this prefix.
+// with this in their name, CRASH_TIMES times.
 func sample(t *testing.T, all []crash) []crash {
 	if only := os.Getenv("CRASH_ONLY"); only != "" {
 		var names []string
 		for _, c := range all {
 			names = append(names, c.String())
 		}
-		some := slices.DeleteFunc(all, func(c crash) bool { return !strings.HasPrefix(c.String(), only) })
+		some := slices.DeleteFunc(all, func(c crash) bool { return !strings.Contains(c.String(), only) })
 		if len(some) == 0 {
-			t.Fatalf("no case begins with %q; there are:\n%s", only, strings.Join(names, "\n"))
+			t.Fatalf("no case has %q in it; there are:\n%s", only, strings.Join(names, "\n"))
 		}
-		return some
+		times, _ := strconv.Atoi(os.Getenv("CRASH_TIMES"))
+		return slices.Repeat(some, max(times, 1))
 	}
 	if os.Getenv("CRASH") == "all" {
 		return all
@@ -343,8 +344,8 @@ func (c crash) happen(p *e2etest.Project, b e2etest.Pair) {
 	l.Old.Add(1)
 	p.Wait("some requests", func() bool { return l.Old.Load() > 5 })
 	action := c.action
-	if action == "term" {
-		action = fmt.Sprintf("term=%d", before.SupervisorPID)
+	if action == "term" || action == "termall" {
+		action = fmt.Sprintf("%s=%d", action, before.SupervisorPID)
 	}
 	p.Write("failpoint.new", fmt.Sprintf("%s.%s.%s %s", c.side, c.when, c.what, action))
 	p.Check(os.Rename(p.Path("failpoint.new"), place))

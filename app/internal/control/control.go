@@ -28,6 +28,7 @@ type Message struct {
 	Stage   *Stage                `json:"stage,omitempty"`
 	Final   *Final                `json:"final,omitempty"`
 	Drained *Drained              `json:"drained,omitempty"`
+	Signal  string                `json:"signal,omitempty"`
 	Error   string                `json:"error,omitempty"`
 }
 
@@ -60,6 +61,7 @@ const (
 	TypeStage   = "stage"   // what comes next in an upgrade, and how long it may take
 	TypeFinal   = "final"   // its probation is over
 	TypeDrained = "drained" // it was replaced, and its last connections are gone
+	TypeSignal  = "signal"  // it got a signal that asks the program to stop
 	TypeUnclean = "unclean" // it is about to exit because of a stop, and a module has not shut down properly
 	TypeRepair  = "repair"  // it is degraded: hand over to a fresh process of the same build
 )

@@ -383,6 +383,7 @@ func (c *conn) waitsForHead() bool {
 func (c *conn) inFlight(now time.Time, patience time.Duration) InFlight {
 	c.mu.Lock()
 	f, route, ended, hijacked := c.flight, c.route, c.ended, c.hijacked
+	begins := c.phase == phaseHead || c.phase == phaseHeadRead
 	c.mu.Unlock()
 	if f != nil {
 		is := f.inFlight(now, patience)
@@ -392,7 +393,7 @@ func (c *conn) inFlight(now time.Time, patience time.Duration) InFlight {
 		return is
 	}
 	is := InFlight{Route: "the end of " + route, State: Ending, Age: now.Sub(ended)}
-	if route == "" {
+	if begins {
 		is.Route, is.Age = "a new request", 0
 	}
 	switch is.Left = patience - is.Age; {
@@ -418,9 +419,12 @@ func (c *conn) expire(status int) {
 		return
 	}
 	c.mu.Lock()
-	route := c.route
+	route := "the end of " + c.route
+	if c.phase == phaseHead || c.phase == phaseHeadRead {
+		route = "a new request"
+	}
 	c.mu.Unlock()
-	c.group.server.cuts.add("the end of " + route)
+	c.group.server.cuts.add(route)
 	c.fail(nil, 0)
 }
 

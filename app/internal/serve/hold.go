@@ -48,7 +48,11 @@ const (
 	CutNothing Cut = iota
 	CutStalled     // what waits for its client
 	CutAll         // what is late or stalled, and when the time is over everything
+	CutAtLast      // everything, but nothing before the time is over
 )
+
+// always reports whether such a hold comes about whatever is in flight.
+func (c Cut) always() bool { return c == CutAll || c == CutAtLast }
 
 // Terms are the terms of a hold.
 type Terms struct {
@@ -129,7 +133,7 @@ func (s *Server) await(ctx context.Context, c *cutter, rounds [][]group) error {
 		if len(busy) == 0 && s.stopped() {
 			return nil
 		}
-		if c.terms.Cut != CutAll && !now.Before(c.deadline) {
+		if !c.terms.Cut.always() && !now.Before(c.deadline) {
 			return &BusyError{busy}
 		}
 		if len(busy) > crowd { // each look costs as much as there are
@@ -200,10 +204,11 @@ func (c *cutter) look(now time.Time, list []pending) (busy []InFlight) {
 
 // begin decides whether something has to be cut; nil if not.
 func (c *cutter) begin(now time.Time, is InFlight) *cutting {
-	switch {
-	case is.State == Stalled && c.terms.Cut != CutNothing:
+	over := !now.Before(c.deadline)
+	switch cut := c.terms.Cut; {
+	case is.State == Stalled && (cut == CutStalled || cut == CutAll || cut == CutAtLast && over):
 		return &cutting{next: now, status: http.StatusRequestTimeout, steps: 1} // no context ends its wait
-	case c.terms.Cut == CutAll && (is.State == Late || !now.Before(c.deadline)):
+	case cut == CutAll && is.State == Late || cut.always() && over:
 		return &cutting{next: now, status: http.StatusServiceUnavailable}
 	default:
 		return nil
@@ -227,7 +232,7 @@ func (c *cutter) advance(now time.Time, cut *cutting, p pending) (left bool) {
 	case 2:
 		p.expire(cut.status)
 	default:
-		if c.terms.Cut != CutAll {
+		if !c.terms.Cut.always() {
 			return false
 		}
 		p.leave()

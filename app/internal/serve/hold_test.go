@@ -288,3 +288,20 @@ func TestStalledIsCutAlone(t *testing.T) {
 		s.Cancelled()
 	}
 }
+
+// TestAStopWaits: nothing is cut before the time is over, however late it is.
+func TestAStopWaits(t *testing.T) {
+	s, address := newServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(6 * patience)
+		io.WriteString(w, "finished")
+	})
+	c := dial(t, address)
+	c.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+	in(t, s, "GET /slow late")
+	if _, err := s.Hold(t.Context(), serve.Terms{Within: 10 * time.Second, Patience: patience, Cut: serve.CutAtLast}); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.answer(); got != "200 finished" {
+		t.Errorf("answer = %q", got)
+	}
+}

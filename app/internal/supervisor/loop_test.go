@@ -97,6 +97,7 @@ func TestStop(t *testing.T) {
 		}, 1, "the modules did not stop in time: killing them"},
 		{"at once, when told twice", func(w *world, k *fakeWorker) {
 			k.hears(control.TypeStop)
+			time.Sleep(secondTime)
 			w.signals <- syscall.SIGINT
 		}, 128 + int(syscall.SIGINT), "killing everything"},
 	} {
@@ -116,6 +117,27 @@ func TestStop(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestStop_isOneHoweverManySignals: a service manager and pkill send them to every
+// process at once, and workers relay theirs.
+func TestStop_isOneHoweverManySignals(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		k.says(control.Message{Type: control.TypeSignal, Signal: "terminated"})
+		w.wantState(stopping)
+		w.signals <- syscall.SIGTERM
+		w.signals <- syscall.SIGTERM
+		k.hears(control.TypeStop)
+		time.Sleep(secondTime)
+		k.says(control.Message{Type: control.TypeSignal, Signal: "terminated"})
+		k.hearsNothing()
+		k.die(proc.Status{})
+		if got := w.code(); got != 0 {
+			t.Errorf("the program ends with %d, want 0", got)
+		}
+		w.wantNotPrinted("killing everything")
+	})
 }
 
 func TestStop_beforeAnythingServes(t *testing.T) {

@@ -81,6 +81,7 @@ var hearings = []hearing{
 	{control.TypeStage, whileUp, (*supervisor).hearStage},
 	{control.TypeFinal, []state{upgrading, probation, stopping}, (*supervisor).hearFinal},
 	{control.TypeDrained, always, (*supervisor).hearDrained},
+	{control.TypeSignal, always, (*supervisor).hearSignal},
 	{control.TypeUnclean, []state{stopping}, (*supervisor).hearUnclean},
 	{control.TypeRepair, unstopped, (*supervisor).hearRepair},
 	{control.TypeEvent, always, (*supervisor).hearEvent},

@@ -21,11 +21,16 @@ const (
 	// ended, and killTime how long after they were killed.
 	leaveTime = 2 * time.Second
 	killTime  = time.Second
+
+	// secondTime is how long after the first a signal counts as a second one: a
+	// service manager and a terminal may send several at once.
+	secondTime = 500 * time.Millisecond
 )
 
 // stop is the end of the program.
 type stop struct {
 	begun    bool
+	since    time.Time
 	code     int              // the program's exit code
 	deadline <-chan time.Time // when everything is killed
 	terminal bool             // the program was started in a terminal
@@ -33,7 +38,7 @@ type stop struct {
 
 // beginStop begins a graceful stop of the program.
 func (s *supervisor) beginStop() {
-	s.stop.begun = true
+	s.stop.begun, s.stop.since = true, time.Now()
 	limit := stopLimit
 	if w := s.workers.serving; w != nil && w.says != nil {
 		limit = w.stopTime()
@@ -46,6 +51,14 @@ func (s *supervisor) beginStop() {
 		s.sys.terminate(first.pid)
 	}
 	s.abandon(errStopping)
+}
+
+// hearSignal is called when a worker has got a signal that was meant for the
+// program. It never counts as a second one.
+func (s *supervisor) hearSignal(*worker, control.Message) {
+	if !s.stop.begun {
+		s.beginStop()
+	}
 }
 
 // hearUnclean is called when the program's last generation has not stopped properly.

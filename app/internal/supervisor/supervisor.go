@@ -141,6 +141,7 @@ func (s *supervisor) signal(sig syscall.Signal) {
 	case sig == syscall.SIGHUP && (!s.stop.terminal || s.sys.terminal()):
 		s.restoreRunDir()
 		s.request(&request{})
+	case s.stop.begun && time.Since(s.stop.since) < secondTime:
 	case s.stop.begun:
 		s.stop.code = 128 + int(sig)
 		s.printf("killing everything")

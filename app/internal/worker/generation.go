@@ -26,6 +26,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"example.org/orchestrator/app/client"
 	"example.org/orchestrator/app/eventbus"
@@ -84,6 +85,7 @@ type generation struct {
 // Run runs a generation until it ends, and returns the process's exit code.
 func Run(opts Options) int {
 	log := opts.Log
+	signals := catchSignals()
 	upgrader, err := handoff.New()
 	if err != nil {
 		log.Error("cannot start", "err", err)
@@ -115,7 +117,8 @@ func Run(opts Options) int {
 	g.bus.Tap(g.forward)
 
 	orders := make(chan control.Message)
-	go g.receive(orders) // ends with the link, which ends with the process
+	go g.receive(orders)        // ends with the link, which ends with the process
+	go g.relay(signals, orders) // never ends
 
 	start := g.startFirst
 	if upgrader.HasPredecessor() {
@@ -153,6 +156,24 @@ func (g *generation) receive(orders chan<- control.Message) {
 			return
 		}
 		orders <- m
+	}
+}
+
+// relayTime is how long the supervisor may take to order a stop after a signal was
+// relayed to it.
+const relayTime = 2 * time.Second
+
+// relay tells the supervisor of signals that ask the program to stop: it stops the
+// program once, whichever processes got how many of them. If it does not, this
+// process stops by itself.
+func (g *generation) relay(signals <-chan os.Signal, orders chan<- control.Message) {
+	for sig := range signals {
+		g.send(control.Message{Type: control.TypeSignal, Signal: sig.String()})
+		time.AfterFunc(relayTime, func() {
+			if !g.stopping.Load() {
+				orders <- control.Message{Type: control.TypeStop, Error: "the supervisor does not answer"}
+			}
+		})
 	}
 }
 

@@ -134,7 +134,7 @@ func (g *generation) stop() int {
 // lastHold gives requests the drain time to end, then cuts them.
 func (g *generation) lastHold() *serve.Held {
 	app := g.cfg.App
-	held, err := g.server.Hold(context.Background(), serve.Terms{Within: app.Drain, Patience: app.MaxPause, Cut: serve.CutAll})
+	held, err := g.server.Hold(context.Background(), serve.Terms{Within: app.Drain, Patience: app.MaxPause, Cut: serve.CutAtLast})
 	if err != nil {
 		panic(err) // such a hold always comes about
 	}

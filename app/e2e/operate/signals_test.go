@@ -1,0 +1,122 @@
+//go:build unix
+
+package operate_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.org/orchestrator/app/client"
+	"example.org/orchestrator/app/e2e/e2etest"
+)
+
+// processesOf signals processes of a program.
+var processesOf = map[string]func(p *e2etest.Project, s *client.Status, sig syscall.Signal){
+	"the supervisor": func(p *e2etest.Project, s *client.Status, sig syscall.Signal) { syscall.Kill(s.SupervisorPID, sig) },
+	"the worker":     func(p *e2etest.Project, s *client.Status, sig syscall.Signal) { syscall.Kill(s.PID, sig) },
+	"all, the worker first": func(p *e2etest.Project, s *client.Status, sig syscall.Signal) {
+		syscall.Kill(s.PID, sig)
+		syscall.Kill(s.SupervisorPID, sig)
+	},
+	"all, the supervisor first": func(p *e2etest.Project, s *client.Status, sig syscall.Signal) {
+		syscall.Kill(s.SupervisorPID, sig)
+		syscall.Kill(s.PID, sig)
+	},
+	"all, several times": func(p *e2etest.Project, s *client.Status, sig syscall.Signal) {
+		for range 3 {
+			syscall.Kill(s.SupervisorPID, sig)
+			syscall.Kill(s.PID, sig)
+		}
+	},
+}
+
+// TestAStopIsAStop, whichever processes are asked to: requests in flight are
+// answered, modules shut down, and run ends with 0.
+func TestAStopIsAStop(t *testing.T) {
+	t.Parallel()
+	for whose, send := range processesOf {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			t.Run(fmt.Sprint(whose, " ", sig), func(t *testing.T) {
+				t.Parallel()
+				p, _, address := e2etest.Zoo(t, "drain: 500ms", "drain: 5s")
+				s, err := p.Peek()
+				p.Check(err)
+				answer := make(chan string, 1)
+				go func() {
+					status, body, err := e2etest.Do(http.MethodGet, "http://"+address+"/zoo/slow?ms=1000&mark=1", "")
+					answer <- fmt.Sprint(status, " ", body, " ", err)
+				}()
+				p.Wait("the request to be handled", func() bool { _, err := os.Stat(p.Path("slow")); return err == nil })
+				send(p, s, sig)
+				if got := <-answer; got != "200 slept <nil>" {
+					t.Errorf("the request in flight was answered %q", got)
+				}
+				if code := p.Ended(); code != 0 {
+					t.Errorf("run ended with %d, want 0", code)
+				}
+				p.Wait("every process to end", func() bool { return len(p.Processes()) == 0 })
+				if _, err := os.Stat(p.Path(fmt.Sprintf("prepared.%d.1", s.PID))); err == nil {
+					t.Error("a module has not shut down")
+				}
+			})
+		}
+	}
+}
+
+// TestAWorkerWithoutASupervisorThatAnswers stops by itself.
+func TestAWorkerWithoutASupervisorThatAnswers(t *testing.T) {
+	t.Parallel()
+	p, _, _ := e2etest.Zoo(t)
+	s, err := p.Peek()
+	p.Check(err)
+	p.Check(syscall.Kill(s.SupervisorPID, syscall.SIGSTOP))
+	defer syscall.Kill(s.SupervisorPID, syscall.SIGCONT)
+	p.Check(syscall.Kill(s.PID, syscall.SIGTERM))
+	p.Wait("the worker to stop", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.PID))
+		return err != nil || strings.Contains(string(text), ") Z ")
+	})
+	if _, err := os.Stat(p.Path(fmt.Sprintf("prepared.%d.1", s.PID))); err == nil {
+		t.Error("its modules have not shut down")
+	}
+}
+
+// TestSIGHUPToEveryProcess reloads; no worker dies of it.
+func TestSIGHUPToEveryProcess(t *testing.T) {
+	t.Parallel()
+	p, _, address := e2etest.Zoo(t)
+	_, _, err := e2etest.Increment(address)
+	p.Check(err)
+	s, err := p.Peek()
+	p.Check(err)
+	processesOf["all, the worker first"](p, s, syscall.SIGHUP)
+	p.Wait("generation 2", func() bool { s, err := p.Peek(); return err == nil && s.Generation == 2 && s.State == client.Serving })
+	if n, err := e2etest.Count(address); err != nil || n != 1 {
+		t.Errorf("the counter is %d, %v; want 1", n, err)
+	}
+	if s, err := p.Peek(); err != nil || s.LastCrash != nil {
+		t.Errorf("status = %+v, %v; want no crash", s, err)
+	}
+}
+
+// TestTostop: a terminal that stops background writers does not stop workers.
+func TestTostop(t *testing.T) {
+	t.Parallel()
+	p, b := e2etest.Light(t)
+	tty := p.Terminal("sh", "-c", "stty tostop; exec bin/orchestrator run")
+	defer tty.Close()
+	p.Screen(tty)
+	p.Wait("the program to serve", func() bool { s, err := p.Peek(); return err == nil && s.State == client.Serving })
+	p.Reloads(b.New)
+	p.Wait("a worker to have printed", func() bool { return strings.Contains(p.Printed(), "Module 'counter' reloaded successfully") })
+	began := time.Now()
+	tty.Write([]byte{3})
+	if code := p.Ended(); code != 0 {
+		t.Errorf("run ended with %d after %v, want 0", code, time.Since(began))
+	}
+}
