@@ -11,10 +11,13 @@ import (
 
 func eventsCommand(file *string) *cobra.Command {
 	c := &cobra.Command{Use: "events", Short: "Print the last events and, with --follow, those to come", Args: cobra.NoArgs}
-	follow := c.Flags().Bool("follow", false, "go on until interrupted")
+	var r client.EventsRequest
+	c.Flags().BoolVar(&r.Follow, "follow", false, "go on until interrupted")
+	c.Flags().BoolVar(&r.All, "all", false, "also the events that modules publish while this runs; implies --follow")
 	asJSON := c.Flags().Bool("json", false, "print one JSON object per line")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		for e, err := range client.Events(c.Context(), config.RunDir(*file), *follow) {
+		r.Follow = r.Follow || r.All
+		for e, err := range client.Events(c.Context(), config.RunDir(*file), r) {
 			if err != nil {
 				return failure(err)
 			}

@@ -345,8 +345,11 @@ func (c *Candidate) close() {
 			os.Remove(path)
 		}
 	}
-	// tableflip leaves two descriptors of a failed attempt to the garbage
-	// collector.
+}
+
+// Collect closes what failed upgrades have left: tableflip leaves two descriptors of
+// each to the garbage collector. It takes as long as two collections.
+func Collect() {
 	runtime.GC()
 	runtime.GC()
 }

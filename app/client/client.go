@@ -32,7 +32,8 @@ type ReloadRequest struct {
 
 // EventsRequest is what `orchestrator events` asks for.
 type EventsRequest struct {
-	Follow bool `json:"follow,omitempty"`
+	Follow bool `json:"follow,omitempty"` // the events to come, too
+	All    bool `json:"all,omitempty"`    // those of modules too, as long as somebody follows
 }
 
 // NotRunningError says that nothing answers at a control socket.
@@ -97,9 +98,9 @@ func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 	return m.Status, nil
 }
 
-// Events yields the latest events of the program with this run_dir and, with
-// follow, those to come, until ctx ends. An error ends the sequence.
-func Events(ctx context.Context, runDir string, follow bool) iter.Seq2[Event, error] {
+// Events yields the latest events of the program with this run_dir and, if r says
+// so, those to come, until ctx ends. An error ends the sequence.
+func Events(ctx context.Context, runDir string, r EventsRequest) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		c, err := dial(runDir)
 		if err != nil {
@@ -108,7 +109,7 @@ func Events(ctx context.Context, runDir string, follow bool) iter.Seq2[Event, er
 		}
 		defer c.Close()
 		defer context.AfterFunc(ctx, func() { c.Close() })()
-		if err := c.Send(message{Type: typeEvents, Events: &EventsRequest{Follow: follow}}); err != nil {
+		if err := c.Send(message{Type: typeEvents, Events: &r}); err != nil {
 			yield(Event{}, err)
 			return
 		}

@@ -18,7 +18,9 @@
 //
 // A [Root] belongs to a process, and a [Bus] is one client of it: the framework
 // gives each module instance a fresh one and closes it after the module's
-// Shutdown, which ends all its subscriptions.
+// Shutdown, which ends all its subscriptions. Before the first Shutdown of a reload
+// or a stop it gives the subscribers of all modules time to handle what is queued
+// (app.run_timeout); what they do not handle in time is dropped, counted and told.
 //
 // The package does not persist events, carry replies, or deliver to other
 // processes (a generation forwards events to clients that ask, with a

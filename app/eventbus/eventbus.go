@@ -41,6 +41,8 @@ type Root struct {
 	log  *slog.Logger
 	slow time.Duration
 
+	pending pending
+
 	mu    sync.Mutex // guards the fields below; never held while a subscriber runs
 	types map[string]reflect.Type
 	subs  map[string][]*subscription
@@ -75,6 +77,51 @@ func (r *Root) check(name string, t reflect.Type) {
 		panic(fmt.Sprintf("eventbus: topic %q carries %v and %v: give one of them another name", name, have, t))
 	}
 	r.types[name] = t
+}
+
+// Flush waits until every event that was published has been handled, those that
+// subscribers publish meanwhile included. If ctx ends first, it returns how many
+// have not.
+func (r *Root) Flush(ctx context.Context) (left int) {
+	return r.pending.wait(ctx)
+}
+
+// pending counts events that were published and not handled, once for each
+// subscriber.
+type pending struct {
+	mu   sync.Mutex // guards the fields below
+	n    int
+	zero chan struct{} // closed when n becomes 0; nil if nobody waits
+}
+
+func (p *pending) add(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.n += n; p.n == 0 && p.zero != nil {
+		close(p.zero)
+		p.zero = nil
+	}
+}
+
+func (p *pending) wait(ctx context.Context) (left int) {
+	p.mu.Lock()
+	if p.n == 0 {
+		p.mu.Unlock()
+		return 0
+	}
+	if p.zero == nil {
+		p.zero = make(chan struct{})
+	}
+	zero := p.zero
+	p.mu.Unlock()
+	select {
+	case <-zero:
+		return 0
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
 }
 
 // Bus is a client of the process's bus: its subscriptions end with it.
@@ -196,6 +243,7 @@ type subscription struct {
 }
 
 func (s *subscription) push(e Event) {
+	s.root.pending.add(1)
 	s.mu.Lock()
 	s.queue = append(s.queue, e)
 	s.mu.Unlock()
@@ -207,6 +255,7 @@ func (s *subscription) push(e Event) {
 
 func (s *subscription) run(ctx context.Context) {
 	defer close(s.done)
+	defer s.drop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -217,13 +266,23 @@ func (s *subscription) run(ctx context.Context) {
 		batch := s.queue
 		s.queue = nil
 		s.mu.Unlock()
-		for _, e := range batch {
+		for i, e := range batch {
 			if ctx.Err() != nil {
+				s.root.pending.add(i - len(batch))
 				return
 			}
 			s.handle(ctx, e)
+			s.root.pending.add(-1)
 		}
 	}
+}
+
+// drop forgets what is queued: nothing is pushed any more.
+func (s *subscription) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.root.pending.add(-len(s.queue))
+	s.queue = nil
 }
 
 // handle calls the subscriber and reports it when it is slow or panics.

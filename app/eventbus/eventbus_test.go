@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -230,4 +231,39 @@ func ExampleSubscribe() {
 	<-done
 	bus.Close()
 	// Output: hello, Gopher
+}
+
+// TestFlush waits for what is queued, and for what subscribers publish meanwhile.
+func TestFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		root := eventbus.New(eventbus.Options{})
+		bus := root.Client("m")
+		defer func() {
+			bus.Close()
+			bus.Wait(t.Context())
+		}()
+		var handled atomic.Int64
+		eventbus.Subscribe(bus, numbers, func(_ context.Context, n int) {
+			time.Sleep(100 * time.Millisecond)
+			handled.Add(1)
+			if n > 0 {
+				eventbus.Publish(bus, numbers, n-1)
+			}
+		})
+		if left := root.Flush(t.Context()); left != 0 {
+			t.Errorf("Flush of an idle bus = %d", left)
+		}
+		eventbus.Publish(bus, numbers, 3)
+		eventbus.Publish(bus, numbers, 0)
+		if left := root.Flush(t.Context()); left != 0 || handled.Load() != 5 {
+			t.Errorf("Flush = %d, %d were handled; want all 5", left, handled.Load())
+		}
+		eventbus.Publish(bus, numbers, 0)
+		eventbus.Publish(bus, numbers, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		defer cancel()
+		if left := root.Flush(ctx); left != 1 {
+			t.Errorf("Flush = %d, want 1 that is not handled in time", left)
+		}
+	})
 }

@@ -39,7 +39,7 @@ func LayoutOf(value any) (Layout, error) {
 		return nil, fmt.Errorf("%T has only one of WriteTo and ReadFrom: a state needs both, or neither", value)
 	}
 	w := walk{layout: Layout{}, inside: map[reflect.Type]bool{}}
-	w.add(v.Type().Elem(), "")
+	w.add(v.Type().Elem(), "", false)
 	return w.layout, errors.Join(w.errs...)
 }
 
@@ -86,8 +86,16 @@ func (w *walk) fail(path, format string, args ...any) {
 	w.errs = append(w.errs, fmt.Errorf("state: %s: %s", path, fmt.Sprintf(format, args...)))
 }
 
-func (w *walk) add(t reflect.Type, path string) {
+// add visits a value of type t. byValue says that it is in a map, and not behind a
+// pointer: encoding/json then cannot call methods of the pointer.
+func (w *walk) add(t reflect.Type, path string, byValue bool) {
 	pointer := reflect.PointerTo(t)
+	for _, m := range []reflect.Type{jsonMarshaler, textMarshaler} {
+		if byValue && pointer.Implements(m) && !t.Implements(m) {
+			w.fail(path, "%s encodes itself with %s of its pointer, which is not called for a value in a map: store pointers", t, m.Method(0).Name)
+			return
+		}
+	}
 	switch {
 	case pointer.Implements(jsonMarshaler) && pointer.Implements(jsonUnmarshaler),
 		pointer.Implements(textMarshaler) && pointer.Implements(textUnmarshaler):
@@ -111,7 +119,7 @@ func (w *walk) add(t reflect.Type, path string) {
 		reflect.Float32, reflect.Float64:
 		w.layout[path] = t.Kind().String()
 	case reflect.Pointer:
-		w.add(t.Elem(), path)
+		w.add(t.Elem(), path, false)
 	case reflect.Slice, reflect.Array:
 		if t.Elem().Kind() == reflect.Uint8 && t.Kind() == reflect.Slice {
 			w.layout[path] = "bytes"
@@ -121,7 +129,7 @@ func (w *walk) add(t reflect.Type, path string) {
 		if t.Kind() == reflect.Array {
 			w.layout[path] = fmt.Sprintf("list of %d", t.Len())
 		}
-		w.add(t.Elem(), path+"[]")
+		w.add(t.Elem(), path+"[]", byValue && t.Kind() == reflect.Array)
 	case reflect.Map:
 		switch key := t.Key(); {
 		case key.Kind() == reflect.String,
@@ -132,15 +140,15 @@ func (w *walk) add(t reflect.Type, path string) {
 			return
 		}
 		w.layout[path] = "map by " + t.Key().Kind().String()
-		w.add(t.Elem(), path+"{}")
+		w.add(t.Elem(), path+"{}", true)
 	case reflect.Struct:
-		w.structure(t, path)
+		w.structure(t, path, byValue)
 	default:
 		w.fail(path, "a value of type %s would not survive: store plain data, or tag the field `json:\"-\"` and recreate it in Initialize", t)
 	}
 }
 
-func (w *walk) structure(t reflect.Type, path string) {
+func (w *walk) structure(t reflect.Type, path string, byValue bool) {
 	if w.inside[t] {
 		w.layout[path] = "again " + t.String()
 		return
@@ -148,11 +156,11 @@ func (w *walk) structure(t reflect.Type, path string) {
 	w.inside[t] = true
 	defer delete(w.inside, t)
 	w.layout[path] = "object"
-	w.fields(t, path, map[string]bool{})
+	w.fields(t, path, byValue, map[string]bool{})
 }
 
 // fields visits the fields of t and of the structs embedded in it.
-func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
+func (w *walk) fields(t reflect.Type, path string, byValue bool, seen map[string]bool) {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -168,7 +176,7 @@ func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
 				w.fail(join(path, f.Name), "an embedded pointer to an unexported type cannot be decoded")
 				continue
 			}
-			w.fields(embedded, path, seen)
+			w.fields(embedded, path, byValue && f.Type.Kind() != reflect.Pointer, seen)
 			continue
 		}
 		if !f.IsExported() {
@@ -183,7 +191,7 @@ func (w *walk) fields(t reflect.Type, path string, seen map[string]bool) {
 			continue
 		}
 		seen[name] = true
-		w.add(f.Type, join(path, name))
+		w.add(f.Type, join(path, name), byValue)
 		if was := w.layout[join(path, name)]; slices.Contains(strings.Split(options, ","), "string") && was != "" {
 			w.layout[join(path, name)] = was + " in a string"
 		}
@@ -252,9 +260,31 @@ func lostDefaults(v reflect.Value, path string) error {
 				errs = append(errs, fmt.Errorf("state: %s: it starts as %v, and would be that again once emptied: drop %s", join(path, f.Name), start, option.name))
 			}
 		}
+		if err := mergedDefault(start, join(path, f.Name)); err != nil {
+			errs = append(errs, err)
+		}
 		errs = append(errs, lostDefaults(start, join(path, f.Name)))
 	}
 	return errors.Join(errs...)
+}
+
+// mergedDefault returns an error if a field of a fresh value starts with content that
+// a restored state would be merged into: what was removed from it would be back.
+func mergedDefault(start reflect.Value, path string) error {
+	switch start.Kind() {
+	case reflect.Map:
+		if start.Len() > 0 {
+			return fmt.Errorf("state: %s: it starts with %d entries, which would be back after each reload: fill it in Initialize if it is nil", path, start.Len())
+		}
+	case reflect.Slice:
+		switch start.Type().Elem().Kind() {
+		case reflect.Struct, reflect.Map, reflect.Slice, reflect.Pointer, reflect.Array:
+			if start.Len() > 0 {
+				return fmt.Errorf("state: %s: it starts with %d elements, which a restored state would be merged into: fill it in Initialize if it is nil", path, start.Len())
+			}
+		}
+	}
+	return nil
 }
 
 func join(path, name string) string {

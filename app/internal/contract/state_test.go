@@ -3,6 +3,7 @@ package contract_test
 import (
 	"bytes"
 	"encoding/json"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,18 @@ func TestWhatAStateWouldLoseIsRefused(t *testing.T) {
 		}{struct {
 			On bool `json:",omitempty"`
 		}{true}}, "Deep.On"},
+		{"a map that starts with content", &struct{ Limits map[string]int }{map[string]int{"guest": 10}}, "Limits: it starts with 1 entries"},
+		{"a list of structs that starts with content", &struct{ Users []struct{ N int } }{make([]struct{ N int }, 1)}, "Users: it starts with 1 elements"},
+		{"a list of strings that does", &struct{ Names []string }{[]string{"a"}}, ""},
+		{"a number that encodes itself by its pointer, in a map", &struct{ Sums map[string]big.Int }{}, "store pointers"},
+		{"the same in a struct in a map", &struct {
+			Accounts map[string]struct{ Balance big.Int }
+		}{}, "Accounts{}.Balance"},
+		{"the same behind a pointer", &struct {
+			Sums  map[string]*big.Int
+			Lists map[string][]big.Int
+			One   big.Int
+		}{}, ""},
 	} {
 		err := contract.CheckState((&stateful{tt.value}).State())
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {

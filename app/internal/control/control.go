@@ -29,6 +29,7 @@ type Message struct {
 	Final   *Final                `json:"final,omitempty"`
 	Drained *Drained              `json:"drained,omitempty"`
 	Signal  string                `json:"signal,omitempty"`
+	Follow  bool                  `json:"follow,omitempty"`
 	Error   string                `json:"error,omitempty"`
 }
 
@@ -51,6 +52,7 @@ const (
 	TypeCancel   = "cancel"   // to the serving worker: give up the upgrade, unless committed
 	TypeExpedite = "expedite" // to a worker that stands by or drains: end that now
 	TypeFailure  = "failure"  // to the serving worker: publish that a reload failed
+	TypeFollow   = "follow"   // whether to pass on the events of modules
 	TypeStop     = "stop"     // end gracefully
 )
 

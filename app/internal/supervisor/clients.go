@@ -42,7 +42,7 @@ func (s *supervisor) serveClient(c *wire.Conn) {
 			c.Send(control.Message{Type: control.TypeStatus, Status: &status})
 		}
 	case m.Type == control.TypeEvents && m.Events != nil:
-		s.sendEvents(c, m.Events.Follow)
+		s.sendEvents(c, *m.Events)
 	default:
 		c.Send(control.Message{Type: control.TypeError, Error: "this supervisor does not know \"" + m.Type + "\": it may be older than this program; restart run"})
 	}
@@ -117,8 +117,9 @@ func (s *supervisor) status() client.Status {
 }
 
 // sendEvents sends the past events and, with follow, the future ones.
-func (s *supervisor) sendEvents(c *wire.Conn, follow bool) {
-	q := eventsAsked{past: make(chan []client.Event, 1)}
+func (s *supervisor) sendEvents(c *wire.Conn, r client.EventsRequest) {
+	follow := r.Follow
+	q := eventsAsked{past: make(chan []client.Event, 1), all: r.All}
 	if follow {
 		q.live = make(chan client.Event, 1024)
 	}
@@ -156,4 +157,16 @@ func (s *supervisor) sendEvents(c *wire.Conn, follow bool) {
 		}
 	}
 	c.Send(control.Message{Type: control.TypeEnd})
+}
+
+// tellFollowers tells the workers whether anybody wants the events of modules.
+func (s *supervisor) tellFollowers() {
+	want := s.events.wantsAll()
+	if want == s.workers.following {
+		return
+	}
+	s.workers.following = want
+	for _, w := range s.workers.linked {
+		s.send(w, control.Message{Type: control.TypeFollow, Follow: want})
+	}
 }

@@ -53,6 +53,7 @@ type (
 	}
 	eventsAsked struct {
 		live chan client.Event // nil for the past events only
+		all  bool              // those of modules too
 		past chan []client.Event
 	}
 	eventsLeft struct{ live chan client.Event }
@@ -62,11 +63,15 @@ func (h reloadAsked) handle(s *supervisor) { s.request(h.r) }
 func (h statusAsked) handle(s *supervisor) { s.answerStatus(h) }
 func (h eventsAsked) handle(s *supervisor) {
 	if h.live != nil {
-		s.events.follow(h.live)
+		s.events.follow(h.live, h.all)
+		s.tellFollowers()
 	}
 	h.past <- s.events.last()
 }
-func (h eventsLeft) handle(s *supervisor) { s.events.leave(h.live) }
+func (h eventsLeft) handle(s *supervisor) {
+	s.events.leave(h.live)
+	s.tellFollowers()
+}
 
 // Results of work in the background. A result for a job is ignored if another
 // is the present one.

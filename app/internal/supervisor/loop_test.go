@@ -306,15 +306,27 @@ func TestEvents(t *testing.T) {
 		event := func(topic string) {
 			k.says(control.Message{Type: control.TypeEvent, Event: &client.Event{Generation: 1, Topic: topic}})
 		}
-		event("a")
+		event("module.reloaded")
+		event("orders.placed") // nobody has asked for it
 		past := w.ask(control.Message{Type: control.TypeEvents, Events: &client.EventsRequest{}})
 		live := w.ask(control.Message{Type: control.TypeEvents, Events: &client.EventsRequest{Follow: true}})
-		event("b")
+		synctest.Wait()
+		k.hearsNothing()
+		all := w.ask(control.Message{Type: control.TypeEvents, Events: &client.EventsRequest{Follow: true, All: true}})
+		if m := k.hears(control.TypeFollow); !m.Follow {
+			t.Error("the worker is told that nobody follows")
+		}
+		event("app.reloaded")
+		event("orders.placed")
 		synctest.Wait()
 		for _, tt := range []struct {
 			c    *fakeClient
 			want string
-		}{{past, "1a end"}, {live, "1a 2b"}} {
+		}{
+			{past, "1module.reloaded end"},
+			{live, "1module.reloaded 3app.reloaded"},
+			{all, "1module.reloaded 3app.reloaded 4orders.placed"},
+		} {
 			var got []string
 			for len(tt.c.answer) > 0 {
 				if m := <-tt.c.answer; m.Type == control.TypeEvent {
@@ -327,10 +339,27 @@ func TestEvents(t *testing.T) {
 				t.Errorf("events = %s, want %s", s, tt.want)
 			}
 		}
+		all.conn.Close()
+		if m := k.hears(control.TypeFollow); m.Follow {
+			t.Error("the worker is told that somebody still follows")
+		}
 		live.conn.Close()
 		synctest.Wait()
 		if n := len(w.sup.events.followers); n != 0 {
 			t.Errorf("%d followers after the last has gone", n)
+		}
+	})
+}
+
+// TestAWorkerThatDoesNotRead: the loop goes on.
+func TestAWorkerThatDoesNotRead(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.first()
+		for range 100 { // nobody reads what each of them sends to the worker
+			w.ask(control.Message{Type: control.TypeStatus})
+		}
+		if s := w.status(); s.State != client.Serving {
+			t.Errorf("status = %+v", s)
 		}
 	})
 }

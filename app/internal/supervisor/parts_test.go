@@ -257,10 +257,10 @@ func TestBuilds_areNamedAfterTheirContent(t *testing.T) {
 func TestEventLog(t *testing.T) {
 	var l eventLog
 	slow, quick := make(chan client.Event), make(chan client.Event, 2*maxEvents)
-	l.follow(slow)
-	l.follow(quick)
+	l.follow(slow, false)
+	l.follow(quick, false)
 	for range maxEvents + 5 {
-		l.publish(client.Event{Topic: "x"})
+		l.publish(client.Event{Topic: topicCrashed})
 	}
 	kept := l.last()
 	if len(kept) != maxEvents || kept[0].Seq != 6 || kept[maxEvents-1].Seq != maxEvents+5 {
@@ -272,6 +272,12 @@ func TestEventLog(t *testing.T) {
 	l.leave(quick)
 	l.leave(quick) // leaving twice does no harm
 	l.publish(client.Event{})
+	for range 10 { // far more than may be kept
+		l.publish(client.Event{Topic: topicCrashed, Data: make([]byte, maxKept/3)})
+	}
+	if n := len(l.last()); n != 3 {
+		t.Errorf("%d large events are kept, want 3", n)
+	}
 }
 
 func TestStatusQuery(t *testing.T) {

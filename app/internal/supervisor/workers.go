@@ -22,6 +22,7 @@ type worker struct {
 	pid        int
 	build      string
 	conn       *wire.Conn
+	out        *wire.Queue      // sends on conn
 	says       *control.Serving // its latest description of itself; nil until it serves
 	stage      *control.Stage   // of the upgrade that it performs; nil for none
 	watchdog   *time.Timer      // fires when the stage takes too long
@@ -56,6 +57,7 @@ type workers struct {
 	first       firstProcess
 	groups      []int // process groups to kill
 	asking      statusQuery
+	following   bool // somebody wants the events of modules
 
 	// discarded is the last candidate that an old generation has given up. A
 	// message that still arrives from it was sent before it was killed.
@@ -132,7 +134,8 @@ func (s *supervisor) greet(conn net.Conn) {
 
 // serveWorker reads the link of one worker until it ends.
 func (s *supervisor) serveWorker(c *wire.Conn, hello *wire.Hello) {
-	w := &worker{generation: hello.Generation, pid: hello.PID, conn: c}
+	w := &worker{generation: hello.Generation, pid: hello.PID, conn: c, out: wire.NewQueue(c)}
+	defer w.out.Close()
 	s.post(workerCame{w})
 	for {
 		var m control.Message
@@ -152,7 +155,7 @@ func (s *supervisor) serveWorker(c *wire.Conn, hello *wire.Hello) {
 // send sends a worker a message. If the worker is gone, its link will say so.
 func (s *supervisor) send(w *worker, m control.Message) {
 	failpoint.At(failpoint.Supervisor, "before", m.Type)
-	w.conn.Send(m)
+	w.out.Push(m)
 	failpoint.At(failpoint.Supervisor, "after", m.Type)
 }
 
@@ -161,6 +164,9 @@ func (s *supervisor) came(w *worker) {
 	w.build = buildID(s.builds.binary[w.generation])
 	s.workers.linked[w.generation] = w
 	s.send(w, control.Message{Type: control.TypeKnown})
+	if s.workers.following {
+		s.send(w, control.Message{Type: control.TypeFollow, Follow: true})
+	}
 	if s.stop.begun {
 		s.send(w, control.Message{Type: control.TypeStop})
 	}

@@ -147,15 +147,23 @@ func (c *Conn) greet(mine Hello) (*Hello, error) {
 	return theirs.Hello, nil
 }
 
-// Send writes one message.
+// Send writes one message. A connection whose other end does not read is broken
+// after sendTimeout: half a message may be on its way.
 func (c *Conn) Send(message any) error {
+	return c.send(message, time.Now().Add(sendTimeout))
+}
+
+// sendPatiently is Send without a limit.
+func (c *Conn) sendPatiently(message any) error { return c.send(message, time.Time{}) }
+
+func (c *Conn) send(message any, deadline time.Time) error {
 	b, err := json.Marshal(message)
 	if err != nil {
 		return fmt.Errorf("control: encode: %w", err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	c.conn.SetWriteDeadline(deadline)
 	if _, err := c.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("control: send: %w", err)
 	}

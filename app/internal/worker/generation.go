@@ -17,7 +17,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -63,7 +62,8 @@ type generation struct {
 	log      *slog.Logger
 	upgrader *handoff.Upgrader
 	link     *wire.Conn
-	out      *sendQueue // sends on link
+	out      *wire.Queue // sends on link
+	told     *telling    // sends events on it
 	bus      *eventbus.Root
 	own      *eventbus.Bus // the framework's client
 	server   *serve.Server
@@ -113,8 +113,9 @@ func Run(opts Options) int {
 		g.log.Error("the supervisor does not accept this worker", "got", known.Type, "err", err)
 		return client.ExitFailed
 	}
-	g.out = newSendQueue(g.link)
-	g.bus.Tap(g.forward)
+	g.out = wire.NewQueue(g.link)
+	g.told = newTelling(g.number, g.out)
+	g.bus.Tap(g.told.event)
 
 	orders := make(chan control.Message)
 	go g.receive(orders)        // ends with the link, which ends with the process
@@ -175,22 +176,6 @@ func (g *generation) relay(signals <-chan os.Signal, orders chan<- control.Messa
 			}
 		})
 	}
-}
-
-// bySupervisor are the topics that the supervisor itself publishes to its
-// clients. This process publishes them to the modules only.
-var bySupervisor = []string{topics.ModuleReloadFailed.Name(), topics.ModuleRolledBack.Name(), topics.AppReloadFailed.Name()}
-
-// forward sends each event to the supervisor.
-func (g *generation) forward(e eventbus.Event) {
-	if slices.Contains(bySupervisor, e.Topic) {
-		return
-	}
-	data, err := json.Marshal(e.Data)
-	if err != nil {
-		data, _ = json.Marshal(map[string]string{"error": err.Error()})
-	}
-	g.out.push(control.Message{Type: control.TypeEvent, Event: &client.Event{Time: e.Time, Generation: g.number, Topic: e.Topic, Data: data}})
 }
 
 // load reads the configuration.
@@ -350,7 +335,7 @@ func (g *generation) limits() limits {
 // send queues a message to the supervisor. If the supervisor is gone, this
 // process soon stops too.
 func (g *generation) send(m control.Message) {
-	g.out.push(m)
+	g.out.Push(m)
 }
 
 // affected returns the modules of set that a change of packages concerns: all of

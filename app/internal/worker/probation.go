@@ -98,6 +98,9 @@ func (t *takeover) handBack(why *handoff.UpgradeError) bool {
 		g.log.Warn("handing back although it still runs", "module", module, "what", "Run")
 		g.distrust(module)
 	}
+	if n := g.flushEvents(g.cfg.App.RunTimeout); n > 0 {
+		g.log.Warn("events were not handled in time, and are lost", "events", n)
+	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
 	if err := g.set.shutdown(context.Background(), mustStop); err != nil {

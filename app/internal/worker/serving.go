@@ -54,14 +54,14 @@ func (g *generation) serve(orders <-chan control.Message) int {
 		case final := <-upgraded:
 			upgrade, upgraded = nil, nil
 			if final {
-				g.out.flush(time.Second)
+				g.out.Flush(time.Second)
 				g.server.Close()
 				return client.ExitOK
 			}
 		case stays := <-g.final:
 			g.final = nil
 			if !stays {
-				g.out.flush(time.Second)
+				g.out.Flush(time.Second)
 				return client.ExitFailed
 			}
 		case m := <-orders:
@@ -84,8 +84,9 @@ func (g *generation) serve(orders <-chan control.Message) int {
 					g.publishFailure(m.Failure)
 				}
 			case control.TypeStatus:
-				runtime.GC()
 				g.send(control.Message{Type: control.TypeStatus, Status: &client.Status{Goroutines: runtime.NumGoroutine()}})
+			case control.TypeFollow:
+				g.told.follow(m.Follow)
 			case control.TypeStop:
 				g.stopping.Store(true)
 				if upgrade != nil {
@@ -118,6 +119,9 @@ func (g *generation) stop() int {
 	for _, module := range g.endRuns(g.cfg.App.RunTimeout) {
 		g.log.Warn("stopping although it still runs", "module", module, "what", "Run")
 	}
+	if n := g.flushEvents(g.cfg.App.RunTimeout); n > 0 {
+		g.log.Warn("events were not handled in time, and are lost", "events", n, "after", g.cfg.App.RunTimeout)
+	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
 	if err := g.set.shutdown(context.Background(), mustStop); err != nil {
@@ -127,7 +131,7 @@ func (g *generation) stop() int {
 	}
 	g.server.Close()
 	g.upgrader.Stop()
-	g.out.flush(time.Second)
+	g.out.Flush(time.Second)
 	return code
 }
 
@@ -152,6 +156,14 @@ func (g *generation) endRuns(limit time.Duration) (still []string) {
 		return nil
 	}
 	return runs.end(limit)
+}
+
+// flushEvents gives the subscribers of all modules the time to handle what is
+// queued. It returns how many events they have not.
+func (g *generation) flushEvents(limit time.Duration) (left int) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return g.bus.Flush(ctx)
 }
 
 // runAgain begins the background work again after a hold that was released.

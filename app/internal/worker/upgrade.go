@@ -70,6 +70,7 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 		return true
 	}
 	a.fail(err)
+	handoff.Collect() // now that nobody waits
 	return false
 }
 
@@ -317,6 +318,9 @@ func (a *attempt) quiet() error {
 	a.held.EndEndless()
 	for _, is := range a.held.Left()[before:] {
 		a.leave(is.Owner, is.Route)
+	}
+	if n := g.flushEvents(a.terms.Run); n > 0 {
+		a.note("%d events were not handled within %v (app.run_timeout), and are lost", n, a.terms.Run)
 	}
 	for module, n := range g.routes.inCalls() {
 		a.leave(module, fmt.Sprintf("%d calls from other modules", n))
