@@ -67,6 +67,8 @@ type App struct {
 	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
 	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
 
+	CrashQueue time.Duration `yaml:"crash_queue"` // how long clients wait for a restart after a crash before they are turned away
+
 	// RestartOlderBuild lets a build that keeps crashing be replaced by the
 	// build before it. The state is lost either way.
 	RestartOlderBuild bool `yaml:"restart_older_build"`
@@ -240,6 +242,7 @@ func defaults() *Config {
 		MaxHeaderBytes:    64 << 10,
 		BodyTimeout:       30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
+		CrashQueue:        10 * time.Second,
 	}}
 }
 
@@ -352,6 +355,7 @@ func (c *Config) check(names []string) error {
 		{"app.read_header_timeout", c.App.ReadHeaderTimeout, true},
 		{"app.body_timeout", c.App.BodyTimeout, true},
 		{"app.idle_timeout", c.App.IdleTimeout, true},
+		{"app.crash_queue", c.App.CrashQueue, true},
 		{"app.probation", c.App.Probation, true},
 		{"app.hook_timeout", c.App.HookTimeout, false},
 	} {

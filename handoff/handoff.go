@@ -17,6 +17,7 @@ package handoff
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -39,6 +40,10 @@ const (
 	// first generation; later generations inherit the lock through tableflip.
 	envLock  = "ORCHESTRATOR_LOCK_FD"
 	lockFile = "lock"
+
+	// envSockets names listening sockets that a first generation inherits from the
+	// supervisor: it has kept them when the last one died.
+	envSockets = "ORCHESTRATOR_SOCKETS"
 )
 
 // Upgrader is a process's part in handoffs. There is one per process.
@@ -48,6 +53,15 @@ type Upgrader struct {
 	generation int
 	lock       *os.File
 	unixPaths  []string // paths of Unix sockets that this process has made
+
+	kept      map[string]*os.File // listening sockets that the supervisor has kept, by key
+	listening []socket            // those that this process has
+}
+
+// socket is a listening socket.
+type socket struct {
+	key string
+	ln  net.Listener
 }
 
 // New claims what the process inherited. It must be called once, early.
@@ -83,15 +97,71 @@ func New() (*Upgrader, error) {
 			return nil, fmt.Errorf("handoff: keep the lock: %w", err)
 		}
 	}
+	u.takeKept()
 	os.Unsetenv(envSocket)
 	os.Unsetenv(envLock)
+	os.Unsetenv(envSockets)
 	return u, nil
 }
 
+// takeKept claims the sockets that the supervisor has kept.
+func (u *Upgrader) takeKept() {
+	var kept keptSockets
+	if json.Unmarshal([]byte(os.Getenv(envSockets)), &kept) != nil {
+		return
+	}
+	u.kept = map[string]*os.File{}
+	for i, key := range kept.Keys {
+		fd := kept.First + i
+		closeOnExec(fd)
+		u.kept[key] = os.NewFile(uintptr(fd), key)
+	}
+}
+
+// keptSockets are the keys of sockets on consecutive descriptors.
+type keptSockets struct {
+	First int      `json:"first"`
+	Keys  []string `json:"keys"`
+}
+
+// dropKept closes the kept sockets that nobody has claimed.
+func (u *Upgrader) dropKept() {
+	for _, f := range u.kept {
+		f.Close()
+	}
+	u.kept = nil
+}
+
+// Sockets returns duplicates of all listening sockets and a key for each, by which a
+// later first generation finds it: see [FirstEnv]. The caller must close them.
+func (u *Upgrader) Sockets() (keys []string, files []*os.File, err error) {
+	for _, s := range u.listening {
+		l, ok := s.ln.(interface{ File() (*os.File, error) })
+		if !ok {
+			continue
+		}
+		f, err := l.File()
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, nil, fmt.Errorf("handoff: duplicate a listening socket: %w", err)
+		}
+		keys, files = append(keys, s.key), append(files, f)
+	}
+	return keys, files, nil
+}
+
 // FirstEnv returns the environment variables that make a process a first
-// generation, with number n, that holds the lock on descriptor lockFD.
-func FirstEnv(n, lockFD int) []string {
-	return []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD)}
+// generation, with number n, that holds the lock on descriptor lockFD. The
+// descriptors behind that are the listening sockets with these keys.
+func FirstEnv(n, lockFD int, sockets []string) []string {
+	env := []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD)}
+	if len(sockets) > 0 {
+		text, _ := json.Marshal(keptSockets{lockFD + 1, sockets}) // only text and a number
+		env = append(env, envSockets+"="+string(text))
+	}
+	return env
 }
 
 // Generation returns the number this process was given when it started.
@@ -107,7 +177,13 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 	if strings.HasSuffix(address, ":0") {
 		key = owner + "@" + address
 	}
-	return u.tf.ListenWithCallback(network, key, func(network, _ string) (net.Listener, error) {
+	name := network + " " + key
+	ln, err := u.tf.ListenWithCallback(network, key, func(network, _ string) (net.Listener, error) {
+		if f := u.kept[name]; f != nil {
+			delete(u.kept, name)
+			defer f.Close()
+			return net.FileListener(f)
+		}
 		ln, err := net.Listen(network, address)
 		if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(address) {
 			os.Remove(address)
@@ -118,6 +194,10 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 		}
 		return ln, err
 	})
+	if err == nil {
+		u.listening = append(u.listening, socket{name, ln})
+	}
+	return ln, err
 }
 
 // abandoned reports whether path is a Unix socket on which nobody listens.
@@ -133,7 +213,10 @@ func abandoned(path string) bool {
 }
 
 // Ready completes the start of a first generation.
-func (u *Upgrader) Ready() error { return u.tf.Ready() }
+func (u *Upgrader) Ready() error {
+	u.dropKept()
+	return u.tf.Ready()
+}
 
 // Stop unlinks Unix sockets and prevents further upgrades. It is for the end of
 // the program only: in a generation that was replaced, or that has not taken

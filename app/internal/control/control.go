@@ -30,6 +30,7 @@ type Message struct {
 	Drained *Drained              `json:"drained,omitempty"`
 	Signal  string                `json:"signal,omitempty"`
 	Follow  bool                  `json:"follow,omitempty"`
+	Sockets []Socket              `json:"sockets,omitempty"`
 	Error   string                `json:"error,omitempty"`
 }
 
@@ -63,6 +64,7 @@ const (
 	TypeStage   = "stage"   // what comes next in an upgrade, and how long it may take
 	TypeFinal   = "final"   // its probation is over
 	TypeDrained = "drained" // it was replaced, and its last connections are gone
+	TypeSockets = "sockets" // its listening sockets, on a connection of their own; sent after known
 	TypeSignal  = "signal"  // it got a signal that asks the program to stop
 	TypeUnclean = "unclean" // it is about to exit because of a stop, and a module has not shut down properly
 	TypeRepair  = "repair"  // it is degraded: hand over to a fresh process of the same build
@@ -111,11 +113,19 @@ type Serving struct {
 	Modules   []client.Module   `json:"modules"`
 	Packages  map[string]string `json:"packages"` // module -> import path of its package
 	Degraded  bool              `json:"degraded,omitempty"`
-	StopMS    int64             `json:"stop_ms"` // the longest that a graceful stop may take
+	QueueMS   int64             `json:"queue_ms"` // how long clients may wait for a restart after a crash
+	StopMS    int64             `json:"stop_ms"`  // the longest that a graceful stop may take
 
 	RestartOlderBuild bool `json:"restart_older_build,omitempty"`
 
 	Report *Report `json:"report,omitempty"` // on the upgrade by which it came to serve
+}
+
+// Socket describes a listening socket that a worker passes to the supervisor, which
+// keeps it in case the worker dies.
+type Socket struct {
+	Key  string `json:"key"`            // for the generation that takes it
+	HTTP bool   `json:"http,omitempty"` // without TLS: whoever connects can be answered
 }
 
 // Failure tells the modules about a failed reload. The supervisor has already

@@ -37,12 +37,17 @@ type (
 		w *worker
 		m control.Message
 	}
-	workerGone struct{ w *worker } // its link has ended, so it has died
+	workerGone  struct{ w *worker } // its link has ended, so it has died
+	socketsCame struct {
+		generation int
+		set        socketSet
+	}
 )
 
-func (h workerCame) handle(s *supervisor) { s.came(h.w) }
-func (h workerSaid) handle(s *supervisor) { s.hear(h.w, h.m) }
-func (h workerGone) handle(s *supervisor) { s.gone(h.w) }
+func (h workerCame) handle(s *supervisor)  { s.came(h.w) }
+func (h workerSaid) handle(s *supervisor)  { s.hear(h.w, h.m) }
+func (h workerGone) handle(s *supervisor)  { s.gone(h.w) }
+func (h socketsCame) handle(s *supervisor) { s.socketsCame(h.generation, h.set) }
 
 // Requests of clients.
 type (
@@ -130,6 +135,7 @@ type (
 		limit time.Duration
 	}
 	servedLong struct{ w *worker }
+	queueOver  struct{ crash time.Time }
 )
 
 func (h requestExpired) handle(s *supervisor) { s.expire(h.r) }
@@ -143,6 +149,7 @@ func (h stageOver) handle(s *supervisor)         { s.stuck(h.w, h.stage) }
 func (h takeoverLate) handle(s *supervisor)      { s.killLate(h.died, h.limit) }
 func (h restartDue) handle(s *supervisor)        { s.restart(h.binary) }
 func (h restartLate) handle(s *supervisor)       { s.killStart(h.pid, h.limit) }
+func (h queueOver) handle(s *supervisor)         { s.queueOver(h.crash) }
 func (h servedLong) handle(s *supervisor) {
 	if s.workers.serving == h.w {
 		s.crashes.forget()

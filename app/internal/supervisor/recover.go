@@ -30,6 +30,9 @@ func (s *supervisor) crashed(w *worker) {
 	}
 	s.crashes.last = c
 	s.workers.serving = nil
+	if w.says != nil {
+		s.after(time.Duration(w.says.QueueMS)*time.Millisecond, queueOver{c.Time})
+	}
 	if j := s.job; j != nil && j.phase == upgradePhase {
 		s.diedUpgrading(w, c)
 	}

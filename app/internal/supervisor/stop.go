@@ -39,6 +39,7 @@ type stop struct {
 // beginStop begins a graceful stop of the program.
 func (s *supervisor) beginStop() {
 	s.stop.begun, s.stop.since = true, time.Now()
+	s.sockets.close()
 	limit := stopLimit
 	if w := s.workers.serving; w != nil && w.says != nil {
 		limit = w.stopTime()

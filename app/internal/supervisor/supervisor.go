@@ -42,6 +42,7 @@ type supervisor struct {
 	crashes crashes
 	events  eventLog
 	stop    stop
+	sockets sockets
 
 	job         *job            // the present attempt to reload; nil for none
 	unconfirmed *unconfirmed    // the serving generation until it is final; nil for none
@@ -176,7 +177,8 @@ func (s *supervisor) begin() error {
 // startFirst starts a first generation.
 func (s *supervisor) startFirst(binary string) error {
 	n := s.builds.add(binary)
-	pid, exited, err := s.sys.start(binary, s.opts.WorkerArgs, n)
+	set := s.sockets.latest()
+	pid, exited, err := s.sys.start(binary, s.opts.WorkerArgs, n, set.keys(), set.files)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", binary, err)
 	}

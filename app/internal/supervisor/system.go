@@ -16,8 +16,9 @@ import (
 // their own functions here.
 type system struct {
 	// start runs binary with args as generation n, which has no predecessor.
-	// exited receives its status once.
-	start func(binary string, args []string, n int) (pid int, exited <-chan proc.Status, err error)
+	// It inherits listening sockets with these keys. exited receives its status
+	// once.
+	start func(binary string, args []string, n int, keys []string, sockets []*os.File) (pid int, exited <-chan proc.Status, err error)
 
 	terminate func(pid int) // SIGTERM
 	kill      func(pid int) // SIGKILL

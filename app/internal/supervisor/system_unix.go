@@ -35,15 +35,15 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 	reaper := proc.NewReaper()
 	var workers *os.File // the lock that workers inherit
 	return system{
-		start: func(binary string, args []string, n int) (int, <-chan proc.Status, error) {
+		start: func(binary string, args []string, n int, keys []string, sockets []*os.File) (int, <-chan proc.Status, error) {
 			null, err := os.Open(os.DevNull)
 			if err != nil {
 				return 0, nil, err
 			}
 			defer null.Close()
 			const lockFD = 3 // after the three standard files
-			spec := proc.Spec{Path: binary, Args: args, Env: handoff.FirstEnv(n, lockFD)}
-			return reaper.Start(spec, null, os.Stdout, os.Stderr, workers)
+			spec := proc.Spec{Path: binary, Args: args, Env: handoff.FirstEnv(n, lockFD, keys)}
+			return reaper.Start(spec, append([]*os.File{null, os.Stdout, os.Stderr, workers}, sockets...)...)
 		},
 		terminate: proc.Terminate,
 		kill:      proc.Kill,

@@ -125,9 +125,12 @@ func (s *supervisor) greet(conn net.Conn) {
 		s.opts.Log.Warn("refused a connection to the control socket", "err", err)
 		return
 	}
-	if hello.Role == wire.RoleWorker {
+	switch hello.Role {
+	case wire.RoleWorker:
 		s.serveWorker(c, hello)
-	} else {
+	case wire.RoleSockets:
+		s.receiveSockets(c, hello)
+	default:
 		s.serveClient(c)
 	}
 }
@@ -188,6 +191,7 @@ func (s *supervisor) hearServing(w *worker, m control.Message) {
 // servesFirst is called when a generation serves for the first time.
 func (s *supervisor) servesFirst(w *worker) {
 	s.workers.serving, s.workers.everServed = w, true
+	s.sockets.serve()
 	s.keep(w)
 	s.after(stableTime, servedLong{w})
 	s.crashes.mayOlder = w.says.RestartOlderBuild
@@ -253,6 +257,7 @@ func (s *supervisor) hearFinal(_ *worker, m control.Message) {
 	if m.Final != nil && s.unconfirmed != nil && s.unconfirmed.generation == m.Final.Generation {
 		s.endStandby(m.Final.Probation)
 	}
+	s.dropSockets()
 }
 
 // hearDrained is called when w, which was replaced, has no connections left.

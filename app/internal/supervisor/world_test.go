@@ -116,7 +116,7 @@ func inWorld(t *testing.T, f func(*world), settings ...setting) {
 
 func (w *world) system() system {
 	return system{
-		start: func(binary string, _ []string, n int) (int, <-chan proc.Status, error) {
+		start: func(binary string, _ []string, n int, _ []string, _ []*os.File) (int, <-chan proc.Status, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if err := w.startErr; err != nil {

@@ -30,8 +30,9 @@ var (
 
 // Roles of a connecting process.
 const (
-	RoleClient = "client"
-	RoleWorker = "worker"
+	RoleClient  = "client"
+	RoleWorker  = "worker"
+	RoleSockets = "sockets" // a worker's second connection, for its listening sockets
 
 	roleSupervisor = "supervisor"
 )

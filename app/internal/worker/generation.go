@@ -258,6 +258,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 	}
 	g.log.Info(fmt.Sprintf(logInitialized, mode), "listen", g.listen[""], "pid", os.Getpid())
 	g.report(nil)
+	g.passSockets()
 	return nil
 }
 
@@ -310,6 +311,7 @@ func (g *generation) report(upgrade *control.Report) {
 		Modules:   []client.Module{},
 		Packages:  map[string]string{},
 		StopMS:    g.limits().stop().Milliseconds(),
+		QueueMS:   g.cfg.App.CrashQueue.Milliseconds(),
 		Report:    upgrade,
 
 		RestartOlderBuild: g.cfg.App.RestartOlderBuild,

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 
+	"example.org/orchestrator/app/internal/control"
+	"example.org/orchestrator/app/internal/wire"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/handoff"
 )
@@ -66,4 +68,40 @@ func (g *generation) listenOn(owner, key, text string) error {
 	}
 	g.server.Listen(owner, ln)
 	return nil
+}
+
+// passSockets gives the supervisor duplicates of the listening sockets, in the
+// background: if this process dies, clients queue on them until the next one serves.
+func (g *generation) passSockets() {
+	keys, files, err := g.upgrader.Sockets()
+	if err != nil {
+		g.log.Warn("a crash of this generation will refuse connections", "err", err)
+		return
+	}
+	m := control.Message{Type: control.TypeSockets}
+	for i, key := range keys {
+		m.Sockets = append(m.Sockets, control.Socket{Key: key, HTTP: i == 0 && g.cfg.App.TLS == config.TLS{}}) // app.listen is the first
+	}
+	go func() { // ends with the answer, or the supervisor
+		defer func() {
+			for _, f := range files {
+				f.Close()
+			}
+		}()
+		err := func() error {
+			link, err := wire.Dial(wire.Socket(g.opts.RunDir), wire.Hello{Role: wire.RoleSockets, Generation: g.number})
+			if err != nil {
+				return err
+			}
+			defer link.Close()
+			var known control.Message
+			if err := link.Receive(&known); err != nil {
+				return err
+			}
+			return link.SendFiles(m, files)
+		}()
+		if err != nil {
+			g.log.Warn("a crash of this generation will refuse connections", "err", err)
+		}
+	}()
 }

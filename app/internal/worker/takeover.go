@@ -265,6 +265,7 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 		PauseMS: pause, Held: r.Held, Moved: r.Moved, Forwarded: r.Forwarded, Cancelled: r.Cancelled,
 	})
 	g.report(r)
+	g.passSockets()
 	failpoint.At(failpoint.Candidate, "at", "reported")
 	final := make(chan bool, 1)
 	g.final = final
