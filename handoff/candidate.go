@@ -17,7 +17,8 @@ import (
 type Candidate struct {
 	link       link // nil before the candidate has connected
 	process    process
-	protocol   int // the version that both speak
+	protocol   int                                      // the version that both speak
+	peer       func(*net.UnixConn) (pid int, err error) // who has connected; nil if that does not matter
 	hello      Hello
 	room       int           // descriptors free for connections; -1 if unknown
 	made       []string      // paths of Unix sockets that only the candidate has made
@@ -57,7 +58,13 @@ func (c *Candidate) accept(ctx context.Context, ln *net.UnixListener) error {
 		return cause(ctx, err)
 	}
 	c.link = &socketLink{conn: conn, side: failpoint.Old}
-	return c.greet(ctx, peerPID(conn))
+	peer := 0
+	if c.peer != nil {
+		if peer, err = c.peer(conn); err != nil {
+			return err
+		}
+	}
+	return c.greet(ctx, peer)
 }
 
 // greet waits for the candidate's hello. peer is the PID at the other end, 0 if

@@ -52,6 +52,8 @@ type Upgrader struct {
 	socket     string // path of the predecessor's handoff socket, "" in a first generation
 	generation int
 	lock       *os.File
+	origin     string   // for the next generation, see [origin]
+	dir        startDir // relative paths of the supervisor begin there
 	unixPaths  []string // paths of Unix sockets that this process has made
 
 	kept      map[string]*os.File // listening sockets that the supervisor has kept, by key
@@ -66,6 +68,7 @@ type socket struct {
 
 // New claims what the process inherited. It must be called once, early.
 func New() (*Upgrader, error) {
+	from := claimOrigin()
 	// Where a child can be found and killed by its PID (Linux), tableflip's own
 	// timeout is not needed.
 	timeout := 24 * time.Hour
@@ -80,7 +83,7 @@ func New() (*Upgrader, error) {
 		return nil, fmt.Errorf("handoff: claim what was inherited: %w", err)
 	}
 	os.Unsetenv(envSentinel)
-	u := &Upgrader{tf: tf}
+	u := &Upgrader{tf: tf, origin: from, dir: currentDir()}
 	u.generation, _ = strconv.Atoi(os.Getenv(envGeneration))
 	os.Unsetenv(envGeneration)
 	if tf.HasParent() {
@@ -101,6 +104,7 @@ func New() (*Upgrader, error) {
 	os.Unsetenv(envSocket)
 	os.Unsetenv(envLock)
 	os.Unsetenv(envSockets)
+	os.Unsetenv(envOrigin)
 	return u, nil
 }
 
@@ -235,18 +239,19 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	if err := u.waitForParent(ctx); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: err}
 	}
-	path := fmt.Sprintf("%s/handoff-%d-%d.sock", runDir, os.Getpid(), n)
-	os.Remove(path)
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	path := fmt.Sprintf("%s/handoff-%d-%d.sock", runDir, os.Getpid(), n) // as the candidate sees it
+	mine := u.dir.here(path)
+	os.Remove(mine)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: mine, Net: "unix"})
 	if err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("make the handoff socket in run_dir: %w", err)}
 	}
 	defer ln.Close() // also unlinks it
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(mine, 0o600); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: err}
 	}
 	child := &child{socket: path, exited: make(chan struct{})}
-	c := &Candidate{room: -1, process: child}
+	c := &Candidate{room: -1, process: child, peer: peerPID}
 	if _, err := os.Stat(binary); err != nil {
 		return nil, &UpgradeError{Stage: StageStart, Err: fmt.Errorf("the binary: %w", err)}
 	}
@@ -254,6 +259,9 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 	// its Upgrade returns.
 	os.Setenv(envSocket, path)
 	os.Setenv(envGeneration, strconv.Itoa(n))
+	if len(u.origin) <= maxOrigin {
+		os.Setenv(envOrigin, u.origin)
+	}
 	program := os.Args[0]
 	os.Args[0] = binary
 	go func() { // ends with the child, which Candidate.Kill waits for
@@ -261,6 +269,7 @@ func (u *Upgrader) Start(ctx context.Context, binary, runDir string, n int) (*Ca
 		os.Args[0] = program
 		os.Unsetenv(envSocket)
 		os.Unsetenv(envGeneration)
+		os.Unsetenv(envOrigin)
 		close(child.exited)
 	}()
 	if err := c.accept(ctx, ln); err != nil {

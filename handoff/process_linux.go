@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,18 +13,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerPID returns the PID of the process at the other end, 0 if unknown.
-func peerPID(c *net.UnixConn) (pid int) {
+// peerPID returns the PID of the process at the other end, 0 if unknown. It is an
+// error if that is another user's, or no child of this process.
+func peerPID(c *net.UnixConn) (pid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return 0
+		return 0, err
 	}
+	uid := -1
 	raw.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
+			pid, uid = int(cred.Pid), int(cred.Uid)
 		}
 	})
-	return pid
+	if uid != os.Geteuid() {
+		return pid, fmt.Errorf("process %d of user %d has connected to the handoff socket: %w", pid, uid, errGarbage)
+	}
+	if parent := parentOf(pid); parent != os.Getpid() {
+		return pid, fmt.Errorf("process %d has connected to the handoff socket, and is not the candidate: its parent is process %d: %w", pid, parent, errGarbage)
+	}
+	return pid, nil
+}
+
+// parentOf returns the parent of a process, 0 if that is unknown.
+func parentOf(pid int) int {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	rest := stat[bytes.LastIndexByte(stat, ')')+1:] // the name before it may contain anything
+	if f := strings.Fields(string(rest)); len(f) > 1 {
+		parent, _ := strconv.Atoi(f[1])
+		return parent
+	}
+	return 0
 }
 
 // findChild returns the PID of a child with an environment entry for each of

@@ -31,7 +31,6 @@ func TestOtherVersionsAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		other := &socketLink{conn: conn, side: failpoint.Candidate}
-		tt.hello.PID = peerPID(conn) // this process
 		if err := other.send(soon(t), tt.hello); err != nil {
 			t.Fatal(err)
 		}

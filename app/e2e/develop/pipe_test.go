@@ -37,3 +37,21 @@ func TestAPipeAmongTheSources(t *testing.T) {
 		t.Errorf("run ended with %d, want 0", code)
 	}
 }
+
+// TestASaveMakesTheRunDirAgain: somebody cleans the folder, as git clean does.
+func TestASaveMakesTheRunDirAgain(t *testing.T) {
+	t.Parallel()
+	p := e2etest.New(t)
+	p.Edit("config/main.yaml", "path: .orchestrator/kv.db", "path: kv.db")
+	p.StartServing()
+	url := p.URL("/hello/")
+	p.Check(os.RemoveAll(p.Path(".orchestrator")))
+	p.Edit("modules/hello/hello.go", "Hello, world", "Hello, moon")
+	p.Wait("the save to serve", func() bool {
+		_, got, err := e2etest.Do("GET", url, "")
+		return err == nil && got == "Hello, moon"
+	})
+	if s := p.Idle(); s.LastReload == nil || s.LastReload.Verdict != client.Reloaded {
+		t.Errorf("last reload = %+v", s.LastReload)
+	}
+}

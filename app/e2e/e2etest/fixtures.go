@@ -26,7 +26,7 @@ func Rude(t *testing.T, edits ...string) (p *Project, binary string) {
 	p.Check(os.Link(binary, p.Path("bin/orchestrator")))
 	p.Edit("config/main.yaml", "  - name: kv\n", "  - name: rude\n    listen: unix://rude.sock\n  - name: kv\n")
 	p.Configure(edits...)
-	p.StartWith()
+	p.StartWith("KEPT=kept")
 	return p, binary
 }
 

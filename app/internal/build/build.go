@@ -75,7 +75,7 @@ func NewGo(ctx context.Context, pkg, tempDir string, run proc.Runner) (*Go, erro
 	if err := os.RemoveAll(tempDir); err != nil {
 		return nil, fmt.Errorf("build: wipe the temporary directory: %w", err)
 	}
-	if err := os.MkdirAll(tempDir, 0o755); err != nil {
+	if err := os.MkdirAll(tempDir, 0o700); err != nil {
 		return nil, fmt.Errorf("build: make the temporary directory: %w", err)
 	}
 	out, err := run(ctx, proc.Command{Args: []string{"go", "env", "GOMOD"}})
@@ -94,7 +94,7 @@ func NewGo(ctx context.Context, pkg, tempDir string, run proc.Runner) (*Go, erro
 // Build runs go build. A killed go command leaves its work behind, so that is
 // wiped.
 func (b *Go) Build(ctx context.Context, job Spec) (note string, err error) {
-	if err := os.MkdirAll(b.TempDir, 0o755); err != nil {
+	if err := os.MkdirAll(b.TempDir, 0o700); err != nil {
 		return "", fmt.Errorf("build: make the temporary directory: %w", err)
 	}
 	defer b.wipe()
@@ -133,7 +133,7 @@ func overlayFlags(dir string, overlay map[string]string) ([]string, error) {
 	file := filepath.Join(dir, "overlay.json")
 	data, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err == nil {
-		err = os.WriteFile(file, data, 0o644)
+		err = os.WriteFile(file, data, 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("build: write the overlay: %w", err)

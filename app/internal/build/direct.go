@@ -60,7 +60,7 @@ func NewDirect(b *Go, dir string) (*Direct, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return nil, fmt.Errorf("build: wipe the folder of objects: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("build: make a folder for objects: %w", err)
 	}
 	d := &Direct{Go: b, dir: sources.Absolute(dir)}
@@ -281,7 +281,7 @@ func (g *graph) build(ctx context.Context, d *Direct, job Spec) error {
 	if g.moduleFiles() != g.modules {
 		return notDirect("go.mod, go.sum or go.work changed")
 	}
-	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return notDirect("the folder of objects is gone: %v", err)
 	}
 	type state struct {

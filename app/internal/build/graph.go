@@ -58,7 +58,7 @@ func (d *Direct) load(ctx context.Context, modinfo string) (*graph, error) {
 	before := sources.Take(set)
 	fields := "ImportPath,Dir,Standard,Module,GoFiles,CgoFiles,CFiles,CXXFiles,HFiles,SFiles,SysoFiles,EmbedFiles,EmbedPatterns,Imports,Export,ImportMap,Name,DefaultGODEBUG,FFiles,MFiles,SwigFiles,SwigCXXFiles,Incomplete,IgnoredGoFiles,IgnoredOtherFiles"
 	tmp := filepath.Join(d.dir, "tmp") // a killed go command leaves its work there
-	if err := os.MkdirAll(tmp, 0o755); err != nil {
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)

@@ -49,7 +49,7 @@ func (g *graph) compile(ctx context.Context, d *Direct, u *unit, snap *sources.S
 			fmt.Fprintf(&cfg, "packagefile %s=%s\n", resolved, dep.object)
 		}
 	}
-	if err := os.WriteFile(work+".cfg", []byte(cfg.String()), 0o644); err != nil {
+	if err := os.WriteFile(work+".cfg", []byte(cfg.String()), 0o600); err != nil {
 		return notDirect("the compiler's configuration cannot be written: %v", err)
 	}
 	path, trim := u.ImportPath, work+"=>"
@@ -151,7 +151,7 @@ func (g *graph) link(ctx context.Context, d *Direct, out string) error {
 	fmt.Fprintf(&cfg, "modinfo %q\n", g.modinfo)
 	file := filepath.Join(d.dir, strconv.Itoa(int(d.objects.Add(1)))+".link")
 	defer os.Remove(file)
-	if err := os.WriteFile(file, []byte(cfg.String()), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(cfg.String()), 0o600); err != nil {
 		return fmt.Errorf("build: write the linker's configuration: %w", err)
 	}
 	args := []string{filepath.Join(g.env.GOTOOLDIR, "link"), "-o", out, "-importcfg", file, "-buildmode=exe", "-buildid=" + buildID}
@@ -186,7 +186,7 @@ func (g *graph) check(ctx context.Context, d *Direct, want [sha256.Size]byte, be
 			return again
 		}
 	}
-	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return err
 	}
 	out := filepath.Join(d.dir, "check")

@@ -84,8 +84,8 @@ func NewForwarder(conn net.Conn) (http.Handler, error) {
 			}
 			return nil
 		},
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			http.Error(w, fmt.Sprintf("forwarding to the new generation: %v", err), http.StatusBadGateway)
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { // whose text is not for strangers
+			http.Error(w, http.StatusText(http.StatusBadGateway), http.StatusBadGateway)
 		},
 	}, nil
 }

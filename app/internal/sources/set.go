@@ -86,8 +86,8 @@ func Copy(s Set, dir string) (copies map[string]string, snap *Snapshot, err erro
 			return
 		}
 		to := filepath.Join(dir, path)
-		if err = os.MkdirAll(filepath.Dir(to), 0o755); err == nil {
-			err = os.WriteFile(to, data, 0o644)
+		if err = os.MkdirAll(filepath.Dir(to), 0o700); err == nil {
+			err = os.WriteFile(to, data, 0o600)
 		}
 		copies[path] = to
 		snap.add(path, data, info)

@@ -137,7 +137,7 @@ const copyPrefix = "keep-"
 // copyBuild copies an executable to the folder of builds and returns the copy.
 func copyBuild(from, dir string, generation int) (string, error) {
 	fresh := filepath.Join(dir, fmt.Sprint(copyPrefix, generation))
-	if err := os.MkdirAll(fresh, 0o755); err != nil {
+	if err := os.MkdirAll(fresh, 0o700); err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(fresh)
@@ -175,7 +175,7 @@ func copyFile(from, to string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o700)
 	if err != nil {
 		return err
 	}

@@ -21,14 +21,17 @@ type locks struct{ supervisor, workers *os.File }
 const lockWait = 30 * time.Second
 
 func lockRunDir(dir string, say func(line string)) (*locks, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := claimRunDir(dir); err != nil {
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
-	own, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	own, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
-	if err := syscall.Flock(int(own.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(own.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
+		own.Close()
+		return nil, fmt.Errorf("run_dir: %s cannot be locked on this file system: %w; choose an app.run_dir on another one", own.Name(), err)
+	} else if err != nil {
 		pid, _ := os.ReadFile(own.Name())
 		own.Close()
 		return nil, fmt.Errorf("already running here: process %s holds %s; use reload, or another app.run_dir", strings.TrimSpace(string(pid)), own.Name())
@@ -38,7 +41,7 @@ func lockRunDir(dir string, say func(line string)) (*locks, error) {
 		own.Close()
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
-	workers, err := os.OpenFile(filepath.Join(dir, "workers.lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	workers, err := os.OpenFile(filepath.Join(dir, workersLock), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		own.Close()
 		return nil, fmt.Errorf("run_dir: %w", err)
@@ -59,6 +62,70 @@ func lockRunDir(dir string, say func(line string)) (*locks, error) {
 			say("waiting for the workers of an earlier run to finish")
 		}
 	}
+}
+
+const (
+	workersLock = "workers.lock"
+
+	// marker is a file that says that a folder is a run_dir: what is in builds, tmp,
+	// objects and frozen below it may be removed.
+	marker     = "RUN_DIR"
+	markerText = "This folder belongs to a running program (app.run_dir). Its content may be removed at any time.\n"
+
+	// longestSocket is as long as the longest name of a socket in a run_dir, and
+	// maxSocketPath as the longest path that every system allows.
+	longestSocket = len("handoff-4194304-999999.sock")
+	maxSocketPath = 103
+)
+
+// claimRunDir makes dir, or makes sure that it is a run_dir that only this user can
+// change: whoever can put files there decides what this program runs.
+func claimRunDir(dir string) error {
+	if n := len(dir) + 1 + longestSocket; n > maxSocketPath {
+		return fmt.Errorf("%s is too long by %d bytes: sockets are made in it; choose a shorter app.run_dir", dir, n-maxSocketPath)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	stat, _ := info.Sys().(*syscall.Stat_t)
+	switch mode := info.Mode(); {
+	case mode&os.ModeSymlink != 0:
+		return fmt.Errorf("%s is a symbolic link: whoever can change it decides what this program runs; name the folder itself as app.run_dir", dir)
+	case !mode.IsDir():
+		return fmt.Errorf("%s is not a folder", dir)
+	case stat != nil && int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, and this program runs as user %d: choose another app.run_dir, or remove that one", dir, stat.Uid, os.Geteuid())
+	case mode.Perm()&0o022 != 0:
+		return fmt.Errorf("%s can be written to by others (%v): whoever does decides what this program runs; chmod 700 %[1]s, after a look at what is in it", dir, mode.Perm())
+	}
+	if err := mark(dir); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+// mark marks dir as a run_dir, if it is one or is empty.
+func mark(dir string) error {
+	path := filepath.Join(dir, marker)
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	_, older := os.Lstat(filepath.Join(dir, workersLock)) // of a build that did not mark it
+	if len(entries) > 0 && older != nil {
+		return fmt.Errorf("%s is not empty (%s): files in it could be removed; choose a folder of its own as app.run_dir", dir, entries[0].Name())
+	}
+	return os.WriteFile(path, []byte(markerText), 0o600)
 }
 
 func (l *locks) release() {

@@ -231,7 +231,7 @@ func compileInto(ctx context.Context, builder build.Builder, task build.Spec, di
 	if err := os.RemoveAll(fresh); err != nil {
 		return "", "", fmt.Errorf("build: clear builds: %w", err)
 	}
-	if err := os.MkdirAll(fresh, 0o755); err != nil {
+	if err := os.MkdirAll(fresh, 0o700); err != nil {
 		return "", "", fmt.Errorf("build: make a folder in run_dir: %w", err)
 	}
 	task.Out = filepath.Join(fresh, "orchestrator")

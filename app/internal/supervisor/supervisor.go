@@ -195,7 +195,11 @@ func (s *supervisor) restoreRunDir() {
 	if _, err := os.Stat(wire.Socket(s.opts.RunDir)); !errors.Is(err, os.ErrNotExist) {
 		return
 	}
-	if _, err := os.Stat(filepath.Join(s.opts.RunDir, "lock")); errors.Is(err, os.ErrNotExist) {
+	gone := func(name string) bool {
+		_, err := os.Stat(filepath.Join(s.opts.RunDir, name))
+		return errors.Is(err, os.ErrNotExist)
+	}
+	if gone("lock") && gone(workersLock) { // otherwise that would wait for our own workers
 		unlock, err := s.sys.lock()
 		if err != nil {
 			s.printf("the run_dir is missing and cannot be made again: %v", err)

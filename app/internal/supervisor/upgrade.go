@@ -55,6 +55,7 @@ func (s *supervisor) upgrade() {
 		s.postpone()
 		return
 	}
+	s.restoreRunDir() // or the candidate could not reach anybody
 	j.phase = upgradePhase
 	j.generation = s.builds.add(j.binary)
 	order := j.order()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -120,6 +121,10 @@ func (s *supervisor) greet(conn net.Conn) {
 		}
 		conn.Close()
 	})
+	if uid, ok := peerUID(conn); ok && uid != 0 && uid != os.Geteuid() {
+		s.opts.Log.Warn("refused a connection to the control socket", "user", uid)
+		return
+	}
 	c, hello, err := wire.Accept(conn)
 	if err != nil {
 		s.opts.Log.Warn("refused a connection to the control socket", "err", err)

@@ -207,6 +207,7 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 		return nil, err
 	}
 	set.started = g.routes.started
+	g.routes.development = g.cfg.App.HotReload
 	g.routes.begin()
 	security, err := loadTLS(g.cfg)
 	if err != nil {

@@ -26,6 +26,8 @@ type routes struct {
 	// yet, so that they can call each other; nil otherwise.
 	starting atomic.Pointer[map[string]http.Handler]
 
+	development bool // hot_reload is on
+
 	mu    sync.Mutex     // guards calls
 	calls map[string]int // calls from other modules, by the module called
 }
@@ -110,7 +112,11 @@ func (r *routes) mount(cfg *config.Config, set *moduleSet) {
 
 // fail makes a module that could not be started again answer 503.
 func (r *routes) fail(name string, err error) {
-	r.replace(name, unavailable{fmt.Sprintf("module %s does not run: %v", name, err)}, nil)
+	why := fmt.Sprintf("module %s does not run", name)
+	if r.development { // otherwise strangers read it
+		why += fmt.Sprintf(": %v", err)
+	}
+	r.replace(name, unavailable{why}, nil)
 }
 
 // recovered reverses fail.

@@ -1,0 +1,74 @@
+//go:build unix
+
+package supervisor
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestRunDir: nobody else can decide what is in it, and nothing of anybody's is
+// removed.
+func TestRunDir(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("not root: a folder of somebody else is not tried")
+	}
+	for _, tt := range []struct {
+		name string
+		make func(dir string) error
+		want string // in the error; "" for none
+	}{
+		{"a new one", func(string) error { return nil }, ""},
+		{"an empty one", func(dir string) error { return os.Mkdir(dir, 0o755) }, ""},
+		{"one of an older build", func(dir string) error {
+			return errorsOf(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, workersLock), nil, 0o644), os.Mkdir(filepath.Join(dir, "builds"), 0o755))
+		}, ""},
+		{"a folder with files", func(dir string) error {
+			return errorsOf(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "main.go"), nil, 0o644))
+		}, "is not empty (main.go)"},
+		{"a link", func(dir string) error { return errorsOf(os.Mkdir(dir+"2", 0o700), os.Symlink(dir+"2", dir)) }, "symbolic link"},
+		{"a file", func(dir string) error { return os.WriteFile(dir, nil, 0o600) }, "is not a folder"},
+		{"others may write", func(dir string) error { return errorsOf(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777)) }, "can be written to by others"},
+		{"somebody else's", func(dir string) error {
+			if os.Geteuid() != 0 {
+				return os.Mkdir(dir, 0o777|os.ModeSticky)
+			}
+			return errorsOf(os.Mkdir(dir, 0o700), os.Chown(dir, 65534, 65534))
+		}, " "},
+	} {
+		dir := filepath.Join(t.TempDir(), "d")
+		if err := tt.make(dir); err != nil {
+			t.Fatal(err)
+		}
+		l, err := lockRunDir(dir, func(string) {})
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
+		if err != nil {
+			continue
+		}
+		for _, name := range []string{"", marker, "lock", workersLock} {
+			if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm()&0o077 != 0 && tt.name != "one of an older build" {
+				t.Errorf("%s: %q has %v, %v; want it for this user alone", tt.name, name, info.Mode(), err)
+			}
+		}
+		if _, err := lockRunDir(dir, func(string) {}); err == nil || !strings.Contains(err.Error(), "already running here") {
+			t.Errorf("%s: a second one: %v", tt.name, err)
+		}
+		l.release()
+	}
+	if _, err := lockRunDir(filepath.Join(t.TempDir(), strings.Repeat("x", 90)), func(string) {}); err == nil || !strings.Contains(err.Error(), "too long by") {
+		t.Errorf("a long path: %v", err)
+	}
+}
+
+func errorsOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
