@@ -20,8 +20,10 @@ type locks struct{ supervisor, workers *os.File }
 // lockWait is how long the workers of a dead supervisor may take to exit.
 const lockWait = 30 * time.Second
 
-func lockRunDir(dir string, say func(line string)) (*locks, error) {
-	if err := claimRunDir(dir); err != nil {
+// lockRunDir makes and locks a run_dir. ours says that whatever is in it was put
+// there by this program: the folder was removed while it ran.
+func lockRunDir(dir string, ours bool, say func(line string)) (*locks, error) {
+	if err := claimRunDir(dir, ours); err != nil {
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
 	own, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
@@ -80,7 +82,7 @@ const (
 
 // claimRunDir makes dir, or makes sure that it is a run_dir that only this user can
 // change: whoever can put files there decides what this program runs.
-func claimRunDir(dir string) error {
+func claimRunDir(dir string, ours bool) error {
 	if n := len(dir) + 1 + longestSocket; n > maxSocketPath {
 		return fmt.Errorf("%s is too long by %d bytes: sockets are made in it; choose a shorter app.run_dir", dir, n-maxSocketPath)
 	}
@@ -105,14 +107,14 @@ func claimRunDir(dir string) error {
 	case mode.Perm()&0o022 != 0:
 		return fmt.Errorf("%s can be written to by others (%v): whoever does decides what this program runs; chmod 700 %[1]s, after a look at what is in it", dir, mode.Perm())
 	}
-	if err := mark(dir); err != nil {
+	if err := mark(dir, ours); err != nil {
 		return err
 	}
 	return os.Chmod(dir, 0o700)
 }
 
 // mark marks dir as a run_dir, if it is one or is empty.
-func mark(dir string) error {
+func mark(dir string, ours bool) error {
 	path := filepath.Join(dir, marker)
 	if _, err := os.Lstat(path); err == nil {
 		return nil
@@ -122,7 +124,7 @@ func mark(dir string) error {
 		return err
 	}
 	_, older := os.Lstat(filepath.Join(dir, workersLock)) // of a build that did not mark it
-	if len(entries) > 0 && older != nil {
+	if len(entries) > 0 && older != nil && !ours {
 		return fmt.Errorf("%s is not empty (%s): files in it could be removed; choose a folder of its own as app.run_dir", dir, entries[0].Name())
 	}
 	return os.WriteFile(path, []byte(markerText), 0o600)

@@ -42,7 +42,7 @@ func TestRunDir(t *testing.T) {
 		if err := tt.make(dir); err != nil {
 			t.Fatal(err)
 		}
-		l, err := lockRunDir(dir, func(string) {})
+		l, err := lockRunDir(dir, false, func(string) {})
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
@@ -54,12 +54,12 @@ func TestRunDir(t *testing.T) {
 				t.Errorf("%s: %q has %v, %v; want it for this user alone", tt.name, name, info.Mode(), err)
 			}
 		}
-		if _, err := lockRunDir(dir, func(string) {}); err == nil || !strings.Contains(err.Error(), "already running here") {
+		if _, err := lockRunDir(dir, false, func(string) {}); err == nil || !strings.Contains(err.Error(), "already running here") {
 			t.Errorf("%s: a second one: %v", tt.name, err)
 		}
 		l.release()
 	}
-	if _, err := lockRunDir(filepath.Join(t.TempDir(), strings.Repeat("x", 90)), func(string) {}); err == nil || !strings.Contains(err.Error(), "too long by") {
+	if _, err := lockRunDir(filepath.Join(t.TempDir(), strings.Repeat("x", 90)), false, func(string) {}); err == nil || !strings.Contains(err.Error(), "too long by") {
 		t.Errorf("a long path: %v", err)
 	}
 }

@@ -210,6 +210,7 @@ func (s *supervisor) nameChange() {
 
 // compile builds the job's binary in the background.
 func (s *supervisor) compile(copies map[string]string) {
+	s.restoreRunDir()
 	j, builder := s.job, s.plan.builder
 	ctx := j.background()
 	dir, seed := s.builds.dir, ""

@@ -52,7 +52,7 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 		childless: reaper.Childless,
 		image:     proc.Image,
 		lock: func() (func(), error) {
-			l, err := lockRunDir(opts.RunDir, func(line string) { fmt.Fprintln(opts.Out, line) })
+			l, err := lockRunDir(opts.RunDir, workers != nil, func(line string) { fmt.Fprintln(opts.Out, line) })
 			if err != nil {
 				return nil, err
 			}

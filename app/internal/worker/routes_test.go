@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -10,8 +11,6 @@ import (
 	"example.org/orchestrator/app/eventbus"
 	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
-
-	"context"
 )
 
 type page struct{}
