@@ -93,6 +93,8 @@ func command(list modules.List) *cobra.Command {
 		reloadCommand(file),
 		statusCommand(file),
 		eventsCommand(file),
+		stopCommand(file),
+		configCommand(list, file),
 		checkCommand(list, file),
 		versionCommand(),
 	)

@@ -21,9 +21,9 @@ func reloadCommand(file *string) *cobra.Command {
 	var r client.ReloadRequest
 	c.Flags().BoolVar(&r.Build, "build", false, "build from the sources first, even if hot_reload is off")
 	c.Flags().StringVar(&r.Binary, "binary", "", "upgrade to this `FILE`")
-	c.Flags().BoolVar(&r.Force, "force", false, "cancel requests that do not end in time")
+	c.Flags().BoolVar(&r.Force, "force", false, "cut requests that do not end in time, and leave behind what hangs")
 	c.Flags().BoolVar(&r.WaitProbation, "wait-probation", false, "wait until the new generation is final")
-	timeout := c.Flags().Duration("timeout", 15*time.Second, "give up after this time, unless committed")
+	timeout := c.Flags().Duration("timeout", 0, "give up after this time, unless committed; by default the configuration's limits count")
 	drop := c.Flags().String("drop-state", "", "start all modules, or this `MODULE`, without their state")
 	c.Flags().Lookup("drop-state").NoOptDefVal = "*"
 	asJSON := c.Flags().Bool("json", false, "print the outcome as JSON")
@@ -31,7 +31,7 @@ func reloadCommand(file *string) *cobra.Command {
 		if r.Build && r.Binary != "" {
 			return errors.New("--build and --binary exclude each other")
 		}
-		if *timeout < time.Millisecond {
+		if c.Flags().Changed("timeout") && *timeout < time.Millisecond {
 			return errors.New("--timeout must be at least 1ms")
 		}
 		r.TimeoutMS = timeout.Milliseconds()

@@ -75,11 +75,11 @@ func TestReload_asksForWhatItsFlagsSay(t *testing.T) {
 		args []string
 		want map[string]any
 	}{
-		{nil, map[string]any{"timeout_ms": 15000.0}},
+		{nil, map[string]any{}},
 		{[]string{"--build", "--force", "--timeout", "90s"}, map[string]any{"build": true, "force": true, "timeout_ms": 90000.0}},
-		{[]string{"--binary", "/opt/program", "--wait-probation"}, map[string]any{"binary": "/opt/program", "wait_probation": true, "timeout_ms": 15000.0}},
-		{[]string{"--drop-state"}, map[string]any{"drop_state": []any{"*"}, "timeout_ms": 15000.0}},
-		{[]string{"--drop-state=counter"}, map[string]any{"drop_state": []any{"counter"}, "timeout_ms": 15000.0}},
+		{[]string{"--binary", "/opt/program", "--wait-probation"}, map[string]any{"binary": "/opt/program", "wait_probation": true}},
+		{[]string{"--drop-state"}, map[string]any{"drop_state": []any{"*"}}},
+		{[]string{"--drop-state=counter"}, map[string]any{"drop_state": []any{"counter"}}},
 	} {
 		inFolder(t, "app:\n")
 		asked := answering(t, `{"type":"outcome","outcome":{"outcome":"reloaded"}}`)

@@ -43,59 +43,57 @@ type Config struct {
 	empty bool
 }
 
-// App holds the settings of the program itself.
+// App holds the settings of the program itself. The doc tags explain the settings to
+// their users: see [Settings].
 type App struct {
-	Name      string `yaml:"name"`
-	Version   string `yaml:"version"`
-	HotReload bool   `yaml:"hot_reload"` // watch the sources and reload when they change
-	Listen    string `yaml:"listen"`     // HTTP address of all modules: host:port, tcp://host:port or unix://path
-	TLS       TLS    `yaml:"tls"`        // certificate for HTTP on Listen
-	RunDir    string `yaml:"run_dir"`    // sockets, locks and builds; relative to the working directory
+	Name      string `yaml:"name" doc:"what the program is called in status and on its index page"`
+	Version   string `yaml:"version" doc:"shown by status"`
+	HotReload bool   `yaml:"hot_reload" doc:"development: watch the sources, build them and reload when they change"`
+	Listen    string `yaml:"listen" doc:"HTTP address of all modules: host:port, tcp://host:port or unix://path"`
+	TLS       TLS    `yaml:"tls"`
+	RunDir    string `yaml:"run_dir" doc:"folder for sockets, locks and builds, relative to the working directory; it must belong to the program alone"`
 
-	Drain      time.Duration `yaml:"drain"`       // how long a reload waits for a moment to hold, and how long an old generation forwards after the handoff
-	MaxPause   time.Duration `yaml:"max_pause"`   // the longest hold in the first half of Drain
-	MaxFreeze  time.Duration `yaml:"max_freeze"`  // the longest hold in the second half
-	RunTimeout time.Duration `yaml:"run_timeout"` // how long a module's Run may take to return; default MaxPause, with HotReload 500ms
-	// Limits of HTTP clients; 0 is none.
-	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout"` // for the head of a request, from its first byte
-	MaxHeaderBytes    Size          `yaml:"max_header_bytes"`    // of the head of a request
-	BodyTimeout       time.Duration `yaml:"body_timeout"`        // for the next byte of a body or an answer that somebody waits for
-	IdleTimeout       time.Duration `yaml:"idle_timeout"`        // for the next request on a connection
-	MaxConnections    int           `yaml:"max_connections"`     // of all kinds; 0 is as many as the limit of open files allows
+	Drain      time.Duration `yaml:"drain" doc:"how long a reload waits for a moment to hold requests, and how long an old generation forwards after the handoff; a stop gives requests as long to end" default:"500ms with hot_reload, else 10s"`
+	MaxPause   time.Duration `yaml:"max_pause" doc:"the longest hold in the first half of app.drain; also how long a request that nothing is known about is expected to take, and after how long without a byte its client counts as stalled"`
+	MaxFreeze  time.Duration `yaml:"max_freeze" doc:"the longest hold in the second half of app.drain; the same as app.max_pause forbids longer ones" default:"1s, at least app.max_pause"`
+	RunTimeout time.Duration `yaml:"run_timeout" doc:"how long Run of the modules may take to return after its context has ended, and event subscribers to handle what is queued" default:"500ms with hot_reload, else app.max_pause"`
 
-	Probation   time.Duration `yaml:"probation"`    // how long an old generation stands by after the commit
-	HookTimeout time.Duration `yaml:"hook_timeout"` // limit of each call of a module's hook
-	MaxState    Size          `yaml:"max_state"`    // limit of all states together, when they are handed over
+	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout" doc:"how long a client may take to send the head of a request, from its first byte; 0 for any time"`
+	MaxHeaderBytes    Size          `yaml:"max_header_bytes" doc:"how long the head of a request may be; 0 for 1MiB"`
+	BodyTimeout       time.Duration `yaml:"body_timeout" doc:"how long a client may send or take nothing while its body is read or its answer is written; below 240 bytes a second on average it counts as nothing after 10s; 0 for any time"`
+	IdleTimeout       time.Duration `yaml:"idle_timeout" doc:"how long a connection may wait for its next request; 0 for any time"`
+	MaxConnections    int           `yaml:"max_connections" doc:"connections of all kinds; beyond it the longest idle HTTP connection is closed; 0 for as many as the limit of open files allows"`
 
-	CrashQueue time.Duration `yaml:"crash_queue"` // how long clients wait for a restart after a crash before they are turned away
+	Probation   time.Duration `yaml:"probation" doc:"how long an old generation stands by after the commit; 0 for not at all"`
+	HookTimeout time.Duration `yaml:"hook_timeout" doc:"limit of each call of a module's hook"`
+	MaxState    Size          `yaml:"max_state" doc:"limit of all states together, when they are handed over"`
 
-	// RestartOlderBuild lets a build that keeps crashing be replaced by the
-	// build before it. The state is lost either way.
-	RestartOlderBuild bool `yaml:"restart_older_build"`
+	CrashQueue        time.Duration `yaml:"crash_queue" doc:"how long clients wait for a restart after a crash before they are turned away"`
+	RestartOlderBuild bool          `yaml:"restart_older_build" doc:"replace a build that keeps crashing by the one before it; the state in memory is lost either way"`
 }
 
 // Build is how sources become a program. A change takes effect at the next run.
 type Build struct {
-	Package string   `yaml:"package"` // the main package; default that of this program
-	Flags   []string `yaml:"flags"`   // for the go command, such as -tags=x
-	Debug   bool     `yaml:"debug"`   // keep symbols and DWARF for a debugger; links slower
-	Direct  bool     `yaml:"direct"`  // build without the go command where the result is the same
+	Package string   `yaml:"package" doc:"the main package" default:"the one that this program was built from"`
+	Flags   []string `yaml:"flags" doc:"for the go command, such as -tags=x"`
+	Debug   bool     `yaml:"debug" doc:"keep symbols and DWARF for a debugger; links slower"`
+	Direct  bool     `yaml:"direct" doc:"build without the go command where the result is the same"`
 }
 
 // TLS names the files of a certificate, with its chain, and of its key, in PEM.
 // They are read when a generation starts.
 type TLS struct {
-	Cert string `yaml:"cert"`
-	Key  string `yaml:"key"`
+	Cert string `yaml:"cert" doc:"file with the certificate for HTTP, with its chain, in PEM; it is read when a generation starts"`
+	Key  string `yaml:"key" doc:"file with its key, in PEM"`
 }
 
 // Module is an entry in the list of modules to run, in start order.
 type Module struct {
-	Name     string  `yaml:"name"`
-	Path     string  `yaml:"path"`      // where its HTTP handler is mounted; default /<name>/
-	Listen   string  `yaml:"listen"`    // address of its own connections, written like App.Listen
-	MaxState Size    `yaml:"max_state"` // limit of its state; default app.max_state
-	Config   Section `yaml:"config"`    // its own settings
+	Name     string  `yaml:"name" doc:"a module that is compiled in; the order of the list is the order of start" default:"none: it is mandatory"`
+	Path     string  `yaml:"path" doc:"where its HTTP handler is mounted" default:"/<name>/"`
+	Listen   string  `yaml:"listen" doc:"address of its own connections, written like app.listen" default:"none"`
+	MaxState Size    `yaml:"max_state" doc:"limit of its state" default:"app.max_state"`
+	Config   Section `yaml:"config" doc:"the module's own settings" default:"those of the module"`
 }
 
 // Section is a part of the file that a module decodes.

@@ -10,8 +10,9 @@
 //     Shutdown is called and its State is exported.
 //  4. The exported State is restored into the new value.
 //  5. Initialize. Then Healthy, if it has one. An error of either, a panic or
-//     a missed deadline sends everything back to the old process, where a
-//     fresh value goes through 4 and 5.
+//     a missed deadline sends everything back to the old process. There a fresh
+//     value, which has prepared in step 2 as well, gets the State that is still in
+//     memory, and goes through 5.
 //  6. The new process has taken over: requests arrive, Run begins.
 //  7. When the next reload begins or the program ends, 3 follows.
 //
@@ -63,16 +64,17 @@ type Module interface {
 
 // Stateful modules carry state from one generation to the next.
 type Stateful interface {
-	// State describes what survives. It is valid on a value fresh from the
-	// factory, is also called while the module serves, and again after Shutdown.
+	// State describes what survives. It is called on values fresh from the factory
+	// and after Shutdown, and never while the module serves. It points to the same
+	// Value each time. After Shutdown nothing of the module touches that any more.
 	State() State
 }
 
 // Preparer does what may be slow or fail before anything is touched.
 type Preparer interface {
-	// Prepare runs while the old instance is still serving: it must not take
-	// anything exclusive, such as a file lock. Shutdown follows if the reload
-	// goes no further.
+	// Prepare runs while another instance is still serving, even in the same
+	// process: it must not take anything exclusive, such as a file lock or a name.
+	// Shutdown follows if the reload goes no further.
 	Prepare(ctx context.Context, cfg Config) error
 }
 
@@ -86,9 +88,11 @@ type HealthChecker interface {
 // Runner works in the background.
 type Runner interface {
 	// Run begins once the module's generation serves. It must return soon after
-	// ctx ends, which it does when a reload begins or the program ends. It may
-	// be called again on the same value, if a reload was called off before
-	// Shutdown. An error or an early return is only logged.
+	// ctx ends, which it does when a reload has everything else or the program
+	// ends: within app.run_timeout, or the reload is refused; in development, and
+	// with --force, it is left behind. It may be called again on the same value, if
+	// a reload was called off before Shutdown. An error or an early return is only
+	// logged.
 	Run(ctx context.Context) error
 }
 

@@ -14,6 +14,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"time"
 
 	"example.org/orchestrator/app/internal/wire"
 )
@@ -53,6 +54,8 @@ type message struct {
 	Type    string         `json:"type"`
 	Reload  *ReloadRequest `json:"reload,omitempty"`
 	Events  *EventsRequest `json:"events,omitempty"`
+	Stop    *StopRequest   `json:"stop,omitempty"`
+	Stopped *Stopped       `json:"stopped,omitempty"`
 	Status  *Status        `json:"status,omitempty"`
 	Outcome *Outcome       `json:"outcome,omitempty"`
 	Event   *Event         `json:"event,omitempty"`
@@ -65,6 +68,8 @@ const (
 	typeReload  = "reload"
 	typeOutcome = "outcome"
 	typeStatus  = "status"
+	typeStop    = "stop"
+	typeStopped = "stopped"
 	typeEvents  = "events"
 	typeEvent   = "event"
 	typeEnd     = "end"
@@ -96,6 +101,42 @@ func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 		return nil, errors.New("the program gave no status")
 	}
 	return m.Status, nil
+}
+
+// StopRequest is what `orchestrator stop` asks for.
+type StopRequest struct {
+	TimeoutMS int64 `json:"timeout_ms,omitempty"` // after which everything is killed; 0 for the limits of the configuration
+}
+
+// Stopped is how a program has ended.
+type Stopped struct {
+	Code int `json:"code"` // its exit code
+}
+
+// Stop stops the program with this run_dir gracefully, waits until it has ended, and
+// returns its exit code. What has not stopped after timeout is killed; 0 is as long
+// as the configuration allows. A [*NotRunningError] means that nothing was there.
+func Stop(ctx context.Context, runDir string, timeout time.Duration) (code int, err error) {
+	c, err := dial(runDir)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if err := c.Send(message{Type: typeStop, Stop: &StopRequest{TimeoutMS: timeout.Milliseconds()}}); err != nil {
+		return 0, err
+	}
+	m, err := receive(ctx, c, typeStopped)
+	if err != nil {
+		return 0, err
+	}
+	if m.Stopped == nil {
+		return 0, errors.New("the program did not say how it has ended")
+	}
+	for c.Receive(&m) == nil { // until its process ends
+		continue
+	}
+	return m.Stopped.Code, nil
 }
 
 // Events yields the latest events of the program with this run_dir and, if r says

@@ -120,3 +120,52 @@ func TestTostop(t *testing.T) {
 		t.Errorf("run ended with %d after %v, want 0", code, time.Since(began))
 	}
 }
+
+// TestStopCommand stops the program and waits; nothing runs afterwards, so that the
+// next run starts at once.
+func TestStopCommand(t *testing.T) {
+	t.Parallel()
+	p, _, address := e2etest.Zoo(t, "drain: 500ms", "drain: 5s")
+	answer := make(chan string, 1)
+	go func() {
+		status, body, err := e2etest.Do(http.MethodGet, "http://"+address+"/zoo/slow?ms=500&mark=1", "")
+		answer <- fmt.Sprint(status, " ", body, " ", err)
+	}()
+	p.Wait("the request to be handled", func() bool { _, err := os.Stat(p.Path("slow")); return err == nil })
+	out, errs, code := p.Command("stop")
+	if code != 0 || out+errs != "" {
+		t.Errorf("stop: exit %d, %q %q", code, out, errs)
+	}
+	if got := <-answer; got != "200 slept <nil>" {
+		t.Errorf("the request in flight was answered %q", got)
+	}
+	if code := p.Ended(); code != 0 || len(p.Processes()) > 0 {
+		t.Errorf("run ended with %d, left are %v", code, p.Processes())
+	}
+	if _, _, code := p.Command("stop"); code != 4 {
+		t.Errorf("a second stop: exit %d, want 4", code)
+	}
+	p.StartWith()
+	go e2etest.Do(http.MethodGet, "http://"+address+"/zoo/slow?ms=60000&mark=1", "")
+	p.Check(os.Remove(p.Path("slow")))
+	p.Wait("the request to be handled", func() bool { _, err := os.Stat(p.Path("slow")); return err == nil })
+	if _, _, code := p.Command("stop", "--timeout=200ms"); code != 1 {
+		t.Errorf("a stop that takes too long: exit %d, want 1", code)
+	}
+	if len(p.Processes()) > 0 {
+		t.Errorf("left are %v", p.Processes())
+	}
+}
+
+// TestConfigCommand shows what is in force and where it comes from.
+func TestConfigCommand(t *testing.T) {
+	t.Parallel()
+	p, _ := e2etest.Light(t)
+	out, errs, code := p.Command("config")
+	if code != 0 || !strings.Contains(out, "app.probation") || !strings.Contains(out, "300ms") || !strings.Contains(out, "config/main.yaml:6") {
+		t.Errorf("config: exit %d, %s\n%s", code, out, errs)
+	}
+	if out, _, code := p.Command("config", "--json"); code != 0 || !strings.Contains(out, `"key":"app.drain","type":"duration`) {
+		t.Errorf("config --json: exit %d, %s", code, out)
+	}
+}

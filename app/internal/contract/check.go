@@ -71,9 +71,23 @@ func Check(m modules.Module) error {
 		}
 	}
 	if s, ok := m.(modules.Stateful); ok {
-		return CheckState(s.State())
+		state := s.State()
+		if !same(state.Value, s.State().Value) {
+			return errors.New("state: State points to another value each time, so what it exports is not what the module has changed: keep the value in the module")
+		}
+		return CheckState(state)
 	}
 	return nil
+}
+
+// same reports whether two pointers are equal. Those to values without a size need
+// not be.
+func same(a, b any) bool {
+	v, w := reflect.ValueOf(a), reflect.ValueOf(b)
+	if v.Kind() != reflect.Pointer || w.Kind() != reflect.Pointer || v.Type().Elem().Size() == 0 {
+		return true // CheckState says what is wrong with it
+	}
+	return v.Pointer() == w.Pointer()
 }
 
 func checkPart(m modules.Module, h Hook) error {

@@ -42,6 +42,11 @@ func (*everything) DependsOn() []string                           { return nil }
 func (*everything) Prepare(context.Context, modules.Config) error { return nil }
 func (*everything) ServeHTTP(http.ResponseWriter, *http.Request)  {}
 
+// gathers makes a value for each export.
+type gathers struct{ plain }
+
+func (*gathers) State() modules.State { return modules.State{Value: &struct{ N int }{1}} }
+
 func TestWrongSignaturesAreRefused(t *testing.T) {
 	for _, tt := range []struct {
 		module modules.Module
@@ -52,6 +57,7 @@ func TestWrongSignaturesAreRefused(t *testing.T) {
 		{&wrongState{}, "method State of *contract_test.wrongState has the signature func() interface {}, but the contract wants func() modules.State"},
 		{&wrongRun{}, "method Run of *contract_test.wrongRun has the signature func(), but the contract wants func(context.Context) error"},
 		{&wrongHTTP{}, "method ServeHTTP of"},
+		{&gathers{}, "State points to another value each time"},
 	} {
 		err := contract.Check(tt.module)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {

@@ -50,7 +50,7 @@ type Hook struct {
 // table, and so does the one in docs/MODULES.md.
 var (
 	DependsOn   = Hook{"DependsOn", "DependsOn", reflect.TypeFor[modules.Dependent](), "config", AnyOrder, Candidate, false, "names the modules that start before this one"}
-	State       = Hook{"State", "State", reflect.TypeFor[modules.Stateful](), "config", AnyOrder, Candidate, false, "describes what survives; asked of fresh values, of modules that serve, and after Shutdown"}
+	State       = Hook{"State", "State", reflect.TypeFor[modules.Stateful](), "config", AnyOrder, Candidate, false, "describes what survives; asked of fresh values, and after Shutdown"}
 	Prepare     = Hook{"Prepare", "Prepare", reflect.TypeFor[modules.Preparer](), "prepare", StartOrder, Candidate, true, "does what is slow or may fail and needs nothing exclusive"}
 	RunEnds     = Hook{"Run ends", "Run", reflect.TypeFor[modules.Runner](), "shutdown", AnyOrder, Old, true, "all of them return, together"}
 	Shutdown    = Hook{"Shutdown", "Shutdown", reflect.TypeFor[modules.Module](), "shutdown", ReverseOrder, Old, true, "gives back everything exclusive"}
@@ -112,6 +112,9 @@ func Table() string {
 		}
 		if h.Deadline {
 			deadline = "`app.hook_timeout`"
+		}
+		if h.Name == RunEnds.Name {
+			deadline = "`app.run_timeout`"
 		}
 		fmt.Fprintf(&b, "| %s | `%s.%s` | %s | %s | %s | %s | %s |\n", h.Name, h.Part.String(), h.Method, stage, h.Side, h.Order, deadline, h.What)
 	}

@@ -18,6 +18,8 @@ type Message struct {
 
 	Reload  *client.ReloadRequest `json:"reload,omitempty"`
 	Events  *client.EventsRequest `json:"events,omitempty"`
+	Stop    *client.StopRequest   `json:"stop,omitempty"`
+	Stopped *client.Stopped       `json:"stopped,omitempty"`
 	Status  *client.Status        `json:"status,omitempty"`
 	Outcome *client.Outcome       `json:"outcome,omitempty"`
 	Event   *client.Event         `json:"event,omitempty"`
@@ -41,6 +43,7 @@ const (
 	TypeEvents  = "events"  // from a client: answered by event messages and an end
 	TypeEnd     = "end"
 	TypeError   = "error"
+	TypeStopped = "stopped" // to a client: the answer to stop, once nothing runs any more
 
 	TypeStatus = "status" // from a client, and to a worker; each answers with the same type
 	TypeEvent  = "event"  // to a client, and from a worker
@@ -54,7 +57,7 @@ const (
 	TypeExpedite = "expedite" // to a worker that stands by or drains: end that now
 	TypeFailure  = "failure"  // to the serving worker: publish that a reload failed
 	TypeFollow   = "follow"   // whether to pass on the events of modules
-	TypeStop     = "stop"     // end gracefully
+	TypeStop     = "stop"     // also from a client: end gracefully
 )
 
 // Types of messages from a worker.

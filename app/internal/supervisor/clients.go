@@ -41,6 +41,17 @@ func (s *supervisor) serveClient(c *wire.Conn) {
 		if status, ok := s.askStatus(); ok {
 			c.Send(control.Message{Type: control.TypeStatus, Status: &status})
 		}
+	case m.Type == control.TypeStop && m.Stop != nil:
+		q := stopAsked{time.Duration(m.Stop.TimeoutMS) * time.Millisecond, make(chan int, 1)}
+		if !s.post(q) {
+			return
+		}
+		<-s.ended
+		select {
+		case code := <-q.code:
+			c.Send(control.Message{Type: control.TypeStopped, Stopped: &client.Stopped{Code: code}})
+		default: // it came after the end
+		}
 	case m.Type == control.TypeEvents && m.Events != nil:
 		s.sendEvents(c, *m.Events)
 	default:

@@ -62,9 +62,14 @@ type (
 		past chan []client.Event
 	}
 	eventsLeft struct{ live chan client.Event }
+	stopAsked  struct {
+		limit time.Duration // 0 for none of its own
+		code  chan int      // receives the program's exit code at its end
+	}
 )
 
 func (h reloadAsked) handle(s *supervisor) { s.request(h.r) }
+func (h stopAsked) handle(s *supervisor)   { s.stopFor(h) }
 func (h statusAsked) handle(s *supervisor) { s.answerStatus(h) }
 func (h eventsAsked) handle(s *supervisor) {
 	if h.live != nil {
@@ -136,6 +141,7 @@ type (
 	}
 	servedLong struct{ w *worker }
 	queueOver  struct{ crash time.Time }
+	stopOver   struct{}
 )
 
 func (h requestExpired) handle(s *supervisor) { s.expire(h.r) }
@@ -149,6 +155,7 @@ func (h stageOver) handle(s *supervisor)         { s.stuck(h.w, h.stage) }
 func (h takeoverLate) handle(s *supervisor)      { s.killLate(h.died, h.limit) }
 func (h restartDue) handle(s *supervisor)        { s.restart(h.binary) }
 func (h restartLate) handle(s *supervisor)       { s.killStart(h.pid, h.limit) }
+func (h stopOver) handle(s *supervisor)          { s.stopTooLate() }
 func (h queueOver) handle(s *supervisor)         { s.queueOver(h.crash) }
 func (h servedLong) handle(s *supervisor) {
 	if s.workers.serving == h.w {

@@ -33,6 +33,7 @@ type stop struct {
 	since    time.Time
 	code     int              // the program's exit code
 	deadline <-chan time.Time // when everything is killed
+	waiting  []chan int       // clients that wait for the end
 	terminal bool             // the program was started in a terminal
 }
 
@@ -52,6 +53,24 @@ func (s *supervisor) beginStop() {
 		s.sys.terminate(first.pid)
 	}
 	s.abandon(errStopping)
+}
+
+// stopFor stops the program for a client. A second one may only shorten its time.
+func (s *supervisor) stopFor(q stopAsked) {
+	s.stop.waiting = append(s.stop.waiting, q.code)
+	if !s.stop.begun {
+		s.beginStop()
+	}
+	if q.limit > 0 {
+		s.after(q.limit, stopOver{})
+	}
+}
+
+// stopTooLate is called when the time that a client gave a stop is over.
+func (s *supervisor) stopTooLate() {
+	s.printf("the program did not stop in the time that it was given: killing everything")
+	s.stop.code = max(s.stop.code, 1)
+	s.killAll()
 }
 
 // hearSignal is called when a worker has got a signal that was meant for the

@@ -116,6 +116,9 @@ func (s *supervisor) loop() int {
 		}
 	}
 	s.stopped()
+	for _, waiting := range s.stop.waiting {
+		waiting <- s.stop.code
+	}
 	return s.stop.code
 }
 
