@@ -5,6 +5,7 @@ package failures_test
 import (
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,8 +62,11 @@ func TestARollbackThatFails(t *testing.T) {
 		if s.State != "degraded" || o.Serving != before.Generation {
 			t.Fatalf("generation %d serves and is %s, want %d, degraded", o.Serving, s.State, before.Generation)
 		}
-		if code, text := ask(); code != http.StatusServiceUnavailable || !strings.Contains(text, "no database") {
-			t.Fatalf("GET /hello/ = %d %q, want 503 and why", code, text)
+		if code, text := ask(); code != http.StatusServiceUnavailable || strings.Contains(text, "no database") {
+			t.Fatalf("GET /hello/ = %d %q, want 503, and not why: strangers read it", code, text)
+		}
+		if !slices.ContainsFunc(s.Modules, func(m client.Module) bool { return strings.Contains(m.Error, "no database") }) {
+			t.Errorf("status does not say why: %+v", s.Modules)
 		}
 		others()
 		if repaired {

@@ -229,7 +229,7 @@ func TestAFailedReloadDoesNotWaitForPrepare(t *testing.T) {
 // TestFailedReloadsLeaveAStateExact that no deadline allows to be read back.
 func TestFailedReloadsLeaveAStateExact(t *testing.T) {
 	t.Parallel()
-	p, binary := e2etest.Rude(t, "hook_timeout: 15s", "hook_timeout: 2s")
+	p, binary := e2etest.Rude(t, "hook_timeout: 15s", "hook_timeout: 5s")
 	url := "http://" + p.Address() + "/rude/blob"
 	_, want, err := e2etest.Do(http.MethodGet, url+"?mib=64", "")
 	p.Check(err)
@@ -246,8 +246,8 @@ func TestFailedReloadsLeaveAStateExact(t *testing.T) {
 		}
 	}
 	// The limit that counts is that of the configuration which is being loaded.
-	p.Write("decode-ms", "3000")
-	p.Edit("config/main.yaml", "hook_timeout: 2s", "hook_timeout: 60s")
+	p.Write("decode-ms", "6000")
+	p.Edit("config/main.yaml", "hook_timeout: 5s", "hook_timeout: 60s")
 	if o, err := p.Upgrade(client.ReloadRequest{Binary: binary}); err != nil || o.Verdict != client.Reloaded {
 		t.Errorf("reload = %v, %v", o, err)
 	}

@@ -104,13 +104,18 @@ func claimRunDir(dir string, ours bool) error {
 		return fmt.Errorf("%s is not a folder", dir)
 	case stat != nil && int(stat.Uid) != os.Geteuid():
 		return fmt.Errorf("%s belongs to user %d, and this program runs as user %d: choose another app.run_dir, or remove that one", dir, stat.Uid, os.Geteuid())
-	case mode.Perm()&0o022 != 0:
+	case mode.Perm()&0o022 != 0 && !isEmpty(dir): // an empty one, such as a fresh volume, is closed below
 		return fmt.Errorf("%s can be written to by others (%v): whoever does decides what this program runs; chmod 700 %[1]s, after a look at what is in it", dir, mode.Perm())
 	}
-	if err := mark(dir, ours); err != nil {
+	if err := os.Chmod(dir, 0o700); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o700)
+	return mark(dir, ours)
+}
+
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(entries) == 0
 }
 
 // mark marks dir as a run_dir, if it is one or is empty.

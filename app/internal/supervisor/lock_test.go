@@ -30,7 +30,10 @@ func TestRunDir(t *testing.T) {
 		}, "is not empty (main.go)"},
 		{"a link", func(dir string) error { return errorsOf(os.Mkdir(dir+"2", 0o700), os.Symlink(dir+"2", dir)) }, "symbolic link"},
 		{"a file", func(dir string) error { return os.WriteFile(dir, nil, 0o600) }, "is not a folder"},
-		{"others may write", func(dir string) error { return errorsOf(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777)) }, "can be written to by others"},
+		{"others may write", func(dir string) error {
+			return errorsOf(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, workersLock), nil, 0o600), os.Chmod(dir, 0o777))
+		}, "can be written to by others"},
+		{"a fresh volume", func(dir string) error { return errorsOf(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o777|os.ModeSticky)) }, ""},
 		{"somebody else's", func(dir string) error {
 			if os.Geteuid() != 0 {
 				return os.Mkdir(dir, 0o777|os.ModeSticky)
