@@ -16,8 +16,9 @@ import (
 
 // commit gives everything to the candidate (giveAway), stands by until the
 // candidate is final (standBy, Finish), and drains. After a failure it takes back
-// what an unhealthy candidate returns (takeBack), or kills it and rolls back. From here on the attempt cannot be cancelled. If the candidate dies,
-// every state is reverted to that of the commit.
+// what an unhealthy candidate returns (takeBack), or kills it and rolls back.
+// From here on the attempt cannot be cancelled. If the candidate dies, every
+// state is reverted to that of the commit.
 func (a *attempt) commit() error {
 	g := a.g
 	probation := a.terms.Probation

@@ -57,7 +57,6 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 		ctx, cancel = context.WithTimeoutCause(ctx, time.Duration(order.TimeoutMS)*time.Millisecond, errors.New("the reload timed out"))
 		defer cancel()
 	}
-	defer a.discardSpare()
 
 	err := a.prepare(ctx)
 	if err == nil {
@@ -69,6 +68,10 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 	if err == nil {
 		return true
 	}
+	if a.spare != nil {
+		a.announce(client.StageRollback, a.limits().leave())
+		a.discardSpare() // before the answer: a failed reload leaves nothing behind
+	}
 	a.fail(err)
 	handoff.Collect() // now that nobody waits
 	return false
@@ -77,11 +80,15 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 // stage announces the next stage and its limit to the supervisor. If the stage
 // takes longer, this process is stuck and the supervisor kills it.
 func (a *attempt) stage(name client.Stage, limit time.Duration) {
+	a.announce(name, limit)
+	failpoint.At(failpoint.Old, "at", string(name))
+}
+
+func (a *attempt) announce(name client.Stage, limit time.Duration) {
 	if debugged() {
 		limit = 0
 	}
 	a.g.send(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: name, LimitMS: limit.Milliseconds()}})
-	failpoint.At(failpoint.Old, "at", string(name))
 }
 
 // lap records how long a stage took.
