@@ -19,7 +19,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -328,17 +330,20 @@ func (c *Config) check(names []string) error {
 	if c.App.RunDir == "" {
 		fail("app.run_dir", "must not be empty")
 	}
-	listens := map[string]string{} // address -> who listens on it
-	listen := func(key, address, whose string) {
-		network, at, err := SplitAddress(address)
+	type listener struct{ whose, network, address string }
+	var listeners []listener
+	listen := func(key, text, whose string) {
+		network, address, err := SplitAddress(text)
 		if err != nil {
 			fail(key, "%v", err)
 			return
 		}
-		if other, taken := listens[network+at]; taken && !strings.HasSuffix(at, ":0") {
-			fail(key, "%s already listens on %s", other, address)
+		for _, l := range listeners {
+			if network == l.network && overlap(network, address, l.address) {
+				fail(key, "%s already listens on %s", l.whose, l.address)
+			}
 		}
-		listens[network+at] = whose
+		listeners = append(listeners, listener{whose, network, address})
 	}
 	listen("app.listen", c.App.Listen, "the program itself")
 	for _, d := range []struct {
@@ -444,6 +449,37 @@ func SplitAddress(text string) (network, address string, err error) {
 		return "", "", fmt.Errorf("expected a port from 0 to 65535 in %q", text)
 	}
 	return "tcp", address, nil
+}
+
+// overlap reports whether two addresses of a network cannot both be listened on. It
+// looks no names up but localhost.
+func overlap(network, a, b string) bool {
+	if network == "unix" {
+		return filepath.Clean(a) == filepath.Clean(b)
+	}
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || strings.TrimLeft(portA, "0") != strings.TrimLeft(portB, "0") || strings.Trim(portA, "0") == "" {
+		return false // port 0 is a port of the system's choice
+	}
+	hostA, hostB = meaning(hostA), meaning(hostB)
+	return hostA == hostB || hostA == "" || hostB == ""
+}
+
+// meaning returns one text for every way to write a host, and "" for all hosts.
+func meaning(host string) string {
+	if strings.EqualFold(host, "localhost") {
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case err != nil:
+		return strings.ToLower(host)
+	case ip.IsUnspecified():
+		return ""
+	default:
+		return ip.Unmap().String()
+	}
 }
 
 // maxHeader bounds the head of a request: half a head moves with its connection.

@@ -58,6 +58,8 @@ type Upgrader struct {
 
 	kept      map[string]*os.File // listening sockets that the supervisor has kept, by key
 	listening []socket            // those that this process has
+	remade    []string
+	bound     []net.Listener // those that listen when this generation takes over
 }
 
 // socket is a listening socket.
@@ -182,6 +184,11 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 		key = owner + "@" + address
 	}
 	name := network + " " + key
+	if network == "unix" {
+		if err := u.forgetRemoved(address); err != nil {
+			return nil, err
+		}
+	}
 	ln, err := u.tf.ListenWithCallback(network, key, func(network, _ string) (net.Listener, error) {
 		if f := u.kept[name]; f != nil {
 			delete(u.kept, name)
@@ -189,12 +196,18 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 			return net.FileListener(f)
 		}
 		ln, err := net.Listen(network, address)
-		if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && abandoned(address) {
+		if network == "unix" && inUse(err) && abandoned(address) {
 			os.Remove(address)
 			ln, err = net.Listen(network, address)
 		}
 		if network == "unix" && err == nil {
 			u.unixPaths = append(u.unixPaths, address)
+		}
+		if network == "tcp" && inUse(err) {
+			beside, besideErr := u.listenBeside(address)
+			if !errors.Is(besideErr, errNotOwned) {
+				return beside, besideErr
+			}
 		}
 		return ln, err
 	})
@@ -203,6 +216,30 @@ func (u *Upgrader) Listen(owner, network, address string) (net.Listener, error) 
 	}
 	return ln, err
 }
+
+// forgetRemoved gives an inherited Unix listener up if its file was removed: nobody
+// can connect to it any more. Listen then makes another.
+func (u *Upgrader) forgetRemoved(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	name := "unix " + path
+	if f := u.kept[name]; f != nil {
+		delete(u.kept, name)
+		f.Close()
+		u.remade = append(u.remade, path)
+	}
+	old, err := u.tf.Listener("unix", path)
+	if err != nil || old == nil {
+		return err
+	}
+	u.remade = append(u.remade, path)
+	return old.Close()
+}
+
+// Remade returns the paths of Unix listeners whose files were removed, and which Listen
+// has made again.
+func (u *Upgrader) Remade() []string { return u.remade }
 
 // abandoned reports whether path is a Unix socket on which nobody listens.
 func abandoned(path string) bool {
@@ -218,8 +255,9 @@ func abandoned(path string) bool {
 
 // Ready completes the start of a first generation.
 func (u *Upgrader) Ready() error {
+	err := u.Open()
 	u.dropKept()
-	return u.tf.Ready()
+	return errors.Join(err, u.tf.Ready())
 }
 
 // Stop unlinks Unix sockets and prevents further upgrades. It is for the end of

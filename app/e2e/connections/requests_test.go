@@ -483,6 +483,15 @@ func TestUnixSockets(t *testing.T) {
 			p.Check(err)
 		}
 	}
+	p.Check(os.Remove(p.Path("web.sock")))
+	o, err := p.Upgrade(client.ReloadRequest{Binary: b.Old, WaitProbation: true})
+	p.Check(err)
+	if o.Verdict != client.Reloaded || !strings.Contains(o.String(), "web.sock had been removed") {
+		t.Errorf("reload without the socket's file = %v", o)
+	}
+	again := dial("web.sock")
+	p.Check(e2etest.PostOn(again, bufio.NewReader(again)))
+	p.Check(e2etest.PostOn(web, in))
 	s, err := p.Peek()
 	p.Check(err)
 	if s.Listen[0] != "unix://web.sock" {

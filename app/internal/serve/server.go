@@ -228,7 +228,13 @@ func (s *Server) Listen(owner string, ln net.Listener) {
 	l.paused = s.holding
 	s.listeners = append(s.listeners, l)
 	s.mu.Unlock()
-	s.tasks.Go(func() { s.accept(l) })
+	s.tasks.Go(func() {
+		s.accept(l)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == l })
+		s.notify() // a hold does not wait for it
+	})
 }
 
 const (

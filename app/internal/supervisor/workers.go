@@ -195,6 +195,7 @@ func (s *supervisor) hearServing(w *worker, m control.Message) {
 
 // servesFirst is called when a generation serves for the first time.
 func (s *supervisor) servesFirst(w *worker) {
+	before := s.workers.serving
 	s.workers.serving, s.workers.everServed = w, true
 	s.sockets.serve()
 	s.keep(w)
@@ -203,16 +204,49 @@ func (s *supervisor) servesFirst(w *worker) {
 	s.crashes.startLimit = 2 * w.stopTime()
 	s.setHotReload(w.says.HotReload)
 	if r := w.says.Report; r != nil {
-		s.reported(*r)
+		report := *r
+		report.Notes = append(moves(before, w), report.Notes...)
+		s.reported(report)
 		return
 	}
 	s.restarted(w)
-	address := w.says.Listen[0]
-	if !strings.Contains(address, "://") {
-		address = "http://" + address
-	}
-	s.printf("generation %d serves on %s (process %d)", w.generation, address, w.pid)
+	s.printf("generation %d serves on %s (process %d)", w.generation, url(w.says.Listen[0]), w.pid)
 	s.next()
+}
+
+// url returns the address of HTTP as people open it.
+func url(address string) string {
+	if strings.Contains(address, "://") {
+		return address
+	}
+	return "http://" + address
+}
+
+// moves says which listeners have another address than before.
+func moves(before, after *worker) (notes []string) {
+	if before == nil || before.says == nil {
+		return nil
+	}
+	if was, is := before.says.Listen[0], after.says.Listen[0]; was != is {
+		notes = append(notes, fmt.Sprintf("HTTP is now on %s, no longer on %s", is, was))
+	}
+	was := map[string]string{}
+	for _, m := range before.says.Modules {
+		was[m.Name] = m.Listen
+	}
+	for _, m := range after.says.Modules {
+		old, known := was[m.Name]
+		switch {
+		case !known || old == m.Listen:
+		case m.Listen == "":
+			notes = append(notes, fmt.Sprintf("module %s no longer listens on %s", m.Name, old))
+		case old == "":
+			notes = append(notes, fmt.Sprintf("module %s now listens on %s", m.Name, m.Listen))
+		default:
+			notes = append(notes, fmt.Sprintf("module %s is now on %s, no longer on %s", m.Name, m.Listen, old))
+		}
+	}
+	return notes
 }
 
 // servesOn is called when a generation still serves, or serves again.

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -70,6 +71,9 @@ type generation struct {
 	held     *serve.Held // until this generation serves for the first time
 	routes   *routes
 	listen   map[string]string // owner -> address; "" is HTTP
+
+	listeners  []ownedListener
+	untilFinal []net.Listener // those of earlier generations that end when this one is final
 
 	starting    sync.Mutex  // held while modules of the set are started or stopped
 	stopping    atomic.Bool // the program is stopping
@@ -253,6 +257,7 @@ func (g *generation) startFirst(ctx context.Context) error {
 	}
 	g.install(set)
 	g.held.Release()
+	g.closeReplaced()
 	mode := "disabled"
 	if g.cfg.App.HotReload {
 		mode = "enabled"

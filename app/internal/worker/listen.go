@@ -3,7 +3,9 @@ package worker
 import (
 	"crypto/tls"
 	"fmt"
+	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -29,6 +31,31 @@ func loadTLS(cfg *config.Config) (*tls.Config, error) {
 // bind opens or inherits the listeners.
 func (g *generation) bind() error {
 	g.listen = map[string]string{}
+	if err := g.bindAll(); err != nil {
+		return err
+	}
+	for _, l := range g.listeners {
+		others, closed, err := g.upgrader.Others(l.ln)
+		if err != nil {
+			return fault(handoff.StagePrepare, l.owner, fmt.Errorf("inherit a listener: %w", err))
+		}
+		for _, other := range others {
+			g.server.Listen(l.owner, other)
+		}
+		if closed {
+			g.untilFinal = append(g.untilFinal, others...)
+		}
+	}
+	return nil
+}
+
+// ownedListener is a listener with its module, or "" for HTTP.
+type ownedListener struct {
+	owner string
+	ln    net.Listener
+}
+
+func (g *generation) bindAll() error {
 	if err := g.listenOn("", "app.listen", g.cfg.App.Listen); err != nil {
 		return err
 	}
@@ -54,6 +81,9 @@ func (g *generation) listenOn(owner, key, text string) error {
 		if info, statErr := os.Lstat(address); network == "unix" && statErr == nil && info.Mode()&os.ModeSocket == 0 {
 			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s exists and is not a socket: move it away or change %s in %s", key, text, key, g.cfg.File()))
 		}
+		if runtime.GOOS != "linux" && g.upgrader.HasPredecessor() {
+			return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken, by another program or by this one under another host, which only a restart can change", key, text))
+		}
 		return fault(handoff.StagePrepare, owner, fmt.Errorf("%s: %s is taken by another program: stop that one or change %s in %s", key, text, key, g.cfg.File()))
 	}
 	if err != nil {
@@ -66,8 +96,18 @@ func (g *generation) listenOn(owner, key, text string) error {
 	if network == "unix" {
 		g.listen[owner] = "unix://" + address
 	}
+	g.listeners = append(g.listeners, ownedListener{owner, ln})
 	g.server.Listen(owner, ln)
 	return nil
+}
+
+// closeReplaced closes the listeners of earlier generations on more addresses than
+// this one is to serve.
+func (g *generation) closeReplaced() {
+	for _, ln := range g.untilFinal {
+		ln.Close()
+	}
+	g.untilFinal = nil
 }
 
 // passSockets gives the supervisor duplicates of the listening sockets, in the

@@ -40,6 +40,7 @@ func (t *takeover) passProbation() (stays bool) {
 	if err := t.p.Ready(ctx); err != nil && !errors.Is(err, handoff.ErrPredecessorGone) {
 		g.log.Warn("the old generation did not confirm its exit", "err", err)
 	}
+	g.closeReplaced()
 	g.send(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: g.number, Probation: probation}})
 	return true
 }

@@ -226,6 +226,13 @@ func (t *takeover) commit(ctx context.Context, commit *handoff.Commit, restore t
 	}
 	g.server.Expect(slow)
 	g.install(t.set)
+	for _, path := range g.upgrader.Remade() {
+		t.notes = append(t.notes, fmt.Sprintf("the socket %s had been removed: it is there again", path))
+	}
+	if err := g.upgrader.Open(); err != nil {
+		g.log.Error("a listener failed after the commit", "err", err)
+		t.notes = append(t.notes, fmt.Sprintf("nobody can connect: %v", err))
+	}
 	moved := 0
 	g.server.Expecting(commit.Held)
 	g.held.Resume(func(adopt func([]serve.Detached)) {

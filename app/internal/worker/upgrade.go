@@ -234,7 +234,7 @@ func (a *attempt) hold(ctx context.Context) error {
 				if next.hold.Cut == serve.CutNothing {
 					continue
 				}
-				err = &busyError{after: a.terms.Drain, routes: busy.Routes()}
+				err = &busyError{after: a.terms.Drain, routes: busy.Routes(), vain: p.vain}
 			}
 		}
 		if err == nil {
