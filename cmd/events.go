@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app/client"
-	"example.org/orchestrator/config"
 )
 
 func eventsCommand(file *string) *cobra.Command {
@@ -16,8 +15,12 @@ func eventsCommand(file *string) *cobra.Command {
 	c.Flags().BoolVar(&r.All, "all", false, "also the events that modules publish while this runs; implies --follow")
 	asJSON := c.Flags().Bool("json", false, "print one JSON object per line")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		runDir, err := findProgram(c, *file)
+		if err != nil {
+			return err
+		}
 		r.Follow = r.Follow || r.All
-		for e, err := range client.Events(c.Context(), config.RunDir(*file), r) {
+		for e, err := range client.Events(c.Context(), runDir, r) {
 			if err != nil {
 				return failure(err)
 			}

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app/client"
-	"example.org/orchestrator/config"
 )
 
 func reloadCommand(file *string) *cobra.Command {
@@ -45,7 +44,11 @@ func reloadCommand(file *string) *cobra.Command {
 		if *drop != "" {
 			r.DropState = []string{*drop}
 		}
-		outcome, err := client.Reload(c.Context(), config.RunDir(*file), r)
+		runDir, err := findSame(c, *file)
+		if err != nil {
+			return err
+		}
+		outcome, err := client.Reload(c.Context(), runDir, r)
 		if err != nil {
 			return failure(err)
 		}

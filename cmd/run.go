@@ -3,7 +3,6 @@ package cmd
 import (
 	"cmp"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -36,9 +35,12 @@ func runCommand(list modules.List, file *string) *cobra.Command {
 // supervisorOptions reads the configuration. In development an invalid one is
 // not an error yet: only the build to come knows all modules.
 func supervisorOptions(list modules.List, file string) (app.SupervisorOptions, error) {
+	if err := config.Rereadable(file); err != nil {
+		return app.SupervisorOptions{}, invalid(err)
+	}
 	hot := config.HotReload(file)
 	cfg, err := config.Load(file, list.Names())
-	if err != nil && (!hot || !config.IsInvalid(err) || !fileExists(file)) {
+	if err != nil && (!hot || !config.IsInvalid(err)) {
 		return app.SupervisorOptions{}, invalid(err)
 	}
 	runDir := config.RunDir(file)
@@ -61,9 +63,4 @@ func supervisorOptions(list modules.List, file string) (app.SupervisorOptions, e
 		Direct:     settings.Direct,
 		WorkerArgs: []string{"worker", "--config", file, "--run-dir", runDir},
 	}, nil
-}
-
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -9,14 +9,17 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app/client"
-	"example.org/orchestrator/config"
 )
 
 func statusCommand(file *string) *cobra.Command {
 	c := &cobra.Command{Use: "status", Short: "Show what is running", Args: cobra.NoArgs}
 	asJSON := c.Flags().Bool("json", false, "print it as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		status, err := client.GetStatus(c.Context(), config.RunDir(*file))
+		runDir, err := findProgram(c, *file)
+		if err != nil {
+			return err
+		}
+		status, err := client.GetStatus(c.Context(), runDir)
 		if err != nil {
 			return failure(err)
 		}

@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.org/orchestrator/app/client"
-	"example.org/orchestrator/config"
 )
 
 func stopCommand(file *string) *cobra.Command {
@@ -17,7 +16,11 @@ func stopCommand(file *string) *cobra.Command {
 		if c.Flags().Changed("timeout") && *timeout < time.Millisecond {
 			return errors.New("--timeout must be at least 1ms")
 		}
-		code, err := client.Stop(c.Context(), config.RunDir(*file), *timeout)
+		runDir, err := findSame(c, *file)
+		if err != nil {
+			return err
+		}
+		code, err := client.Stop(c.Context(), runDir, *timeout)
 		if err != nil {
 			return failure(err)
 		}

@@ -3,9 +3,10 @@
 //
 // Loading is strict: an unknown or repeated key, a value of the wrong type or
 // an impossible address is an error that names file, line and column, and all
-// mistakes are reported at once. Each setting has a default, so an empty file
-// is valid. Clients that only look for a running orchestrator read leniently,
-// with [RunDir].
+// mistakes are reported at once. Each setting has a default, so "modules: []" is a
+// whole file; one without any content is refused, because it is likely to be
+// incomplete. Clients that only look for a running orchestrator read leniently, with
+// [RunDir] and [FindRunDir].
 //
 // The package knows nothing of modules beyond their names; a module's own
 // settings stay a [Section] until the module decodes them.
@@ -113,6 +114,9 @@ func Load(file string, names []string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.empty {
+		return nil, &Error{File: file, Msg: "it is empty: is it being written? A program without any module would be \"modules: []\""}
+	}
 	if err := cfg.check(names); err != nil {
 		return nil, err
 	}
@@ -167,10 +171,6 @@ func identify(h io.Writer, n *yaml.Node, left *int) {
 		identify(h, inner, left)
 	}
 }
-
-// Empty reports whether the file has no content. Such a file is valid, but may
-// be one that is still being written.
-func (c *Config) Empty() bool { return c.empty }
 
 // ModuleNames returns the names of the modules in the order of the file.
 func (c *Config) ModuleNames() []string {
@@ -248,11 +248,8 @@ func defaults() *Config {
 
 func parse(file string) (*Config, error) {
 	data, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, &Error{File: file, Msg: "there is no such file; name another with -c"}
-	}
 	if err != nil {
-		return nil, fmt.Errorf("config: read: %w", err)
+		return nil, unreadable(file, err)
 	}
 	return parseText(file, data)
 }

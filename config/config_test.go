@@ -36,8 +36,7 @@ func TestDefaults(t *testing.T) {
 		name, text string
 		drain      time.Duration
 	}{
-		{"an empty file", "", 500 * time.Millisecond},
-		{"comments only", "# nothing\n", 500 * time.Millisecond},
+		{"an empty program", "modules: []\n", 500 * time.Millisecond},
 		{"in production", "app: {hot_reload: false}\n", 10 * time.Second},
 		{"a given drain", "app: {hot_reload: false, drain: 2s}\n", 2 * time.Second},
 	} {
@@ -58,6 +57,8 @@ func TestMistakesNameTheirPlace(t *testing.T) {
 		name, text string
 		want       []string // what the error must contain; FILE stands for the path
 	}{
+		{"an empty file", "", []string{"FILE: it is empty", "modules: []"}},
+		{"comments only", "# nothing\n", []string{"FILE: it is empty"}},
 		{"unknown key", "app:\n  lisen: 127.0.0.1:1\n", []string{"FILE:2:3: app: unknown key \"lisen\" (did you mean \"listen\"?)"}},
 		{"unknown key without a near one", "app:\n  zzzzzz: 1\n", []string{"FILE:2:3: app: unknown key \"zzzzzz\" (known: name, version,"}},
 		{"duplicate key", "app:\n  name: a\n  name: b\n", []string{"FILE:3:3: app: duplicate key \"name\", first given on line 2"}},
@@ -121,6 +122,45 @@ func TestRunDirReadsWhatItCan(t *testing.T) {
 	}
 	if got := config.RunDir(filepath.Join(t.TempDir(), "none")); got != ".orchestrator" {
 		t.Errorf("RunDir of a missing file = %q, want the default", got)
+	}
+}
+
+func TestFindRunDir(t *testing.T) {
+	for text, want := range map[string]string{
+		"app: {run_dir: elsewhere, unknown: key}\nmodules: {}\n": "elsewhere",
+		"app:\n  run_dir: elsewhere\n  name: [\n":                "elsewhere",
+		"modules: []\n":    ".orchestrator",
+		"":                 ".orchestrator",
+		"app: {name: [}\n": "",
+	} {
+		got, err := config.FindRunDir(write(t, text))
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("FindRunDir(%q) = %q, %v; want %q", text, got, err, want)
+		}
+	}
+	dir := t.TempDir()
+	for _, file := range []string{filepath.Join(dir, "none"), dir, ""} {
+		if got, err := config.FindRunDir(file); err == nil || !config.IsInvalid(err) {
+			t.Errorf("FindRunDir(%q) = %q, %v; want what is wrong with it", file, got, err)
+		}
+	}
+}
+
+func TestRereadable(t *testing.T) {
+	good := write(t, "modules: []\n")
+	link := filepath.Join(t.TempDir(), "link.yaml")
+	if err := os.Symlink(good, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{good, link} {
+		if err := config.Rereadable(file); err != nil {
+			t.Errorf("Rereadable(%s) = %v, want nil", file, err)
+		}
+	}
+	for _, file := range []string{"/dev/null", "/dev/stdin", filepath.Join(t.TempDir(), "none")} {
+		if err := config.Rereadable(file); err == nil || !config.IsInvalid(err) {
+			t.Errorf("Rereadable(%s) = %v, want an error", file, err)
+		}
 	}
 }
 

@@ -408,7 +408,7 @@ func (c *Candidate) failure(stage string, err error) error {
 	select {
 	case <-c.process.ended():
 		if c.process.err() != nil {
-			e.Err = fmt.Errorf("the candidate exited (%w); its output is above", c.process.err())
+			e.Err = fmt.Errorf("the candidate exited (%w); what it printed, if anything, is above", c.process.err())
 		}
 	case <-time.After(time.Second):
 	}

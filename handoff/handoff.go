@@ -162,7 +162,8 @@ func (u *Upgrader) Sockets() (keys []string, files []*os.File, err error) {
 // generation, with number n, that holds the lock on descriptor lockFD. The
 // descriptors behind that are the listening sockets with these keys.
 func FirstEnv(n, lockFD int, sockets []string) []string {
-	env := []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD)}
+	// This program may itself have been started by one that uses tableflip.
+	env := []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD), envSentinel + "=", envOrigin + "="}
 	if len(sockets) > 0 {
 		text, _ := json.Marshal(keptSockets{lockFD + 1, sockets}) // only text and a number
 		env = append(env, envSockets+"="+string(text))

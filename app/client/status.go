@@ -28,6 +28,7 @@ type Status struct {
 	PID           int      `json:"pid"` // the worker's
 	SupervisorPID int      `json:"supervisor_pid"`
 	Build         string   `json:"build"`
+	Config        string   `json:"config"` // absolute path of the configuration file
 	HotReload     bool     `json:"hot_reload"`
 	Listen        []string `json:"listen"` // addresses of HTTP
 	Modules       []Module `json:"modules"`

@@ -3,9 +3,12 @@
 package failures_test
 
 import (
+	"bufio"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -57,6 +60,11 @@ func killedAfter(p *e2etest.Project, b e2etest.Pair, probation, d time.Duration)
 	p.Check(err)
 	l := e2etest.StartLoad(address)
 	p.Wait("some requests", func() bool { return l.Old.Load() > 3 })
+	idle, err := net.Dial("tcp", address)
+	p.Check(err)
+	defer idle.Close()
+	p.Check(e2etest.PostOn(idle, bufio.NewReader(idle)))
+	base++
 	began := time.Now()
 	o, err := p.Upgrade(client.ReloadRequest{Binary: b.New})
 	committed := time.Now()
@@ -88,6 +96,9 @@ func killedAfter(p *e2etest.Project, b e2etest.Pair, probation, d time.Duration)
 	if last.PID == before.PID {
 		if last.LastReload.Verdict != client.RolledBack || !slices.Contains(last.LastReload.Reverted, "counter") {
 			p.T.Fatalf("the old generation is back, but the reload says %+v", *last.LastReload)
+		}
+		if told := last.LastReload.String(); !strings.Contains(told, "had moved to generation") {
+			p.T.Fatalf("a connection was lost with the candidate, but the reload says %s", told)
 		}
 		if have < base+answeredOld || have > base+answeredOld+failed {
 			p.T.Fatalf("%v after the commit: the counter is %d, it was %d, the old generation answered %d, the new one %d, failed %d", d, have, base, answeredOld, answeredNew, failed)

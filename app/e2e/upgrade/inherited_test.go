@@ -13,6 +13,16 @@ import (
 	"example.org/orchestrator/app/e2e/e2etest"
 )
 
+// TestStartedByAnUpgrade: run may be started by a program that uses tableflip itself.
+func TestStartedByAnUpgrade(t *testing.T) {
+	t.Parallel()
+	p, b := e2etest.Light(t)
+	p.StartWith("TABLEFLIP_HAS_PARENT_7DIU3=yes")
+	for range 2 {
+		p.Reloads(b.Old)
+	}
+}
+
 // TestWhatAModuleSetsEndsWithItsGeneration: environment, working directory and umask
 // of the next one are the supervisor's, after a reload as after a crash.
 func TestWhatAModuleSetsEndsWithItsGeneration(t *testing.T) {

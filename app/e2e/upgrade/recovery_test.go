@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ func TestAShutdownThatHangs(t *testing.T) {
 		t.Errorf("after it: %+v, %v; want the old process", s, err)
 	}
 	o, err = p.Upgrade(client.ReloadRequest{Binary: b.Old, DropState: []string{"counter"}})
-	if err != nil || o.Verdict != client.Reloaded || p.AnswersNew() {
+	if err != nil || o.Verdict != client.Reloaded || p.AnswersNew() || !slices.Contains(o.Notes, "the state of module counter is dropped, as asked") {
 		t.Errorf("reload --drop-state=counter = %+v, %v; want reloaded", o, err)
 	}
 	if _, got, err := e2etest.Do(http.MethodGet, "http://"+before.Listen[0]+"/kv/key", ""); err != nil || strings.TrimSpace(got) != "kept" {

@@ -34,6 +34,16 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+// TestAffected_inTheRootOfTheSystem: a module there, and files outside of every package.
+func TestAffected_inTheRootOfTheSystem(t *testing.T) {
+	in := &sources.Inputs{Root: "/", Packages: map[string]sources.Package{"x": {ImportPath: "x", Dir: "/x"}}}
+	for file, want := range map[string]bool{"/x/a.go": false, "/y/z/a.go": true, "/a.go": true} {
+		if _, unknown := in.Affected([]string{file}); unknown != want {
+			t.Errorf("Affected(%s): unknown = %v, want %v", file, unknown, want)
+		}
+	}
+}
+
 // TestWhatCounts is a table of ways to change a folder: after each, the
 // snapshots differ in exactly the wanted paths.
 func TestWhatCounts(t *testing.T) {

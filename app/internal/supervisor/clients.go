@@ -96,6 +96,7 @@ func (s *supervisor) status() client.Status {
 	st := client.Status{
 		State:         client.Starting,
 		SupervisorPID: os.Getpid(),
+		Config:        s.plan.config,
 		HotReload:     s.plan.watcher != nil,
 		Listen:        []string{},
 		Modules:       []client.Module{},

@@ -124,7 +124,7 @@ func conclude(f facts) client.Outcome {
 func revise(had client.Outcome, now client.Outcome) client.Outcome {
 	had.Verdict, had.Serving, had.Probation = now.Verdict, now.Serving, now.Probation
 	had.Stage, had.FailedModule, had.Error = now.Stage, now.FailedModule, now.Error
-	had.Lost, had.Reverted, had.Notes = now.Lost, now.Reverted, nil
+	had.Lost, had.Reverted, had.Notes = now.Lost, now.Reverted, now.Notes
 	return had
 }
 

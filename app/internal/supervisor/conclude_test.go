@@ -76,9 +76,9 @@ func TestConclude_everyEndingHasAVerdict(t *testing.T) {
 
 func TestRevise(t *testing.T) {
 	had := client.Outcome{Verdict: client.Reloaded, Generation: 2, Serving: 2, Modules: []string{"hello"}, TotalMS: 12, Held: 3, Notes: []string{"n"}, Probation: client.ProbationPending}
-	now := client.Outcome{Verdict: client.RolledBack, Serving: 1, Stage: client.StageHealthy, FailedModule: "hello", Error: "a headache", Reverted: []string{"counter"}, Probation: client.ProbationFailed}
+	now := client.Outcome{Verdict: client.RolledBack, Serving: 1, Stage: client.StageHealthy, FailedModule: "hello", Error: "a headache", Reverted: []string{"counter"}, Notes: []string{"m"}, Probation: client.ProbationFailed}
 	o := revise(had, now)
-	if o.Verdict != client.RolledBack || o.Serving != 1 || o.Generation != 2 || o.TotalMS != 12 || o.Held != 3 || o.Error != "a headache" || o.Notes != nil || o.Probation != client.ProbationFailed || !slices.Equal(o.Reverted, now.Reverted) || !slices.Equal(o.Modules, had.Modules) {
+	if o.Verdict != client.RolledBack || o.Serving != 1 || o.Generation != 2 || o.TotalMS != 12 || o.Held != 3 || o.Error != "a headache" || !slices.Equal(o.Notes, now.Notes) || o.Probation != client.ProbationFailed || !slices.Equal(o.Reverted, now.Reverted) || !slices.Equal(o.Modules, had.Modules) {
 		t.Errorf("revise = %+v", o)
 	}
 }

@@ -65,6 +65,9 @@ func (a *attempt) commit() error {
 		}
 	}
 	g.mu.Unlock()
+	if a.moved > 0 {
+		a.note("%d connections had moved to generation %d and ended with it", a.moved, a.order.Generation)
+	}
 	return &committedError{err}
 }
 
@@ -111,6 +114,7 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 		to.close()
 		return err
 	}
+	a.notes = nil // the candidate tells them
 	out := outgoing(move)
 	if to != nil {
 		out = append(out, to.far)
@@ -118,7 +122,9 @@ func (a *attempt) giveAway(ctx context.Context, probation bool) error {
 	ctx, cancel = context.WithTimeout(ctx, moveTime)
 	defer cancel()
 	left, err := a.candidate.Move(ctx, out)
-	a.left = append(slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == forwardOwner }), outgoing(stay)...)
+	left = slices.DeleteFunc(left, func(c handoff.Conn) bool { return c.Owner == forwardOwner })
+	a.moved = len(move) - len(left)
+	a.left = append(left, outgoing(stay)...)
 	if err != nil {
 		to.close()
 		return err

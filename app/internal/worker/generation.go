@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -188,10 +189,7 @@ func (g *generation) load() error {
 	if err != nil {
 		return fault(handoff.StageConfig, "", err)
 	}
-	if cfg.Empty() && g.upgrader.HasPredecessor() {
-		return fault(handoff.StageConfig, "", cfg.ErrorAt("", "it is empty: is it being written? A reload to no module at all would lose every state; restart run for that"))
-	}
-	if cfg.App.RunDir != g.opts.RunDir {
+	if filepath.Clean(cfg.App.RunDir) != filepath.Clean(g.opts.RunDir) {
 		return fault(handoff.StageConfig, "", cfg.ErrorAt("app.run_dir", "it changed from %q to %q, which a reload cannot do: restart run", g.opts.RunDir, cfg.App.RunDir))
 	}
 	g.cfg = cfg

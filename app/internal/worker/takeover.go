@@ -85,6 +85,7 @@ func (t *takeover) run(ctx context.Context) error {
 	t.set = set
 
 	t.notes, err = set.accepts(t.kept())
+	t.notes = append(t.notes, t.tellDropped()...)
 	if err == nil {
 		err = g.bind()
 		t.p.Progress(ctx, handoff.StagePrepare, "") // names the sockets, in case this process dies
@@ -178,6 +179,16 @@ func (t *takeover) kept() []handoff.ModuleInfo {
 	return slices.DeleteFunc(slices.Clone(t.welcome.Modules), func(m handoff.ModuleInfo) bool {
 		return dropped(t.welcome.Reload.DropState, m.Name)
 	})
+}
+
+// tellDropped says whose state is dropped because that was asked for.
+func (t *takeover) tellDropped() (notes []string) {
+	for _, m := range t.welcome.Modules {
+		if m.Stateful && dropped(t.welcome.Reload.DropState, m.Name) {
+			notes = append(notes, fmt.Sprintf("the state of module %s is dropped, as asked", m.Name))
+		}
+	}
+	return notes
 }
 
 // dropped reports whether list, from --drop-state, includes module.

@@ -38,6 +38,7 @@ type attempt struct {
 	reverted  []string                   // modules that went back to their state at the commit
 	torn      map[string]*handoff.States // doubtful states that were exported
 	left      []handoff.Conn             // connections that the candidate has not taken
+	moved     int                        // connections that the candidate has taken
 	forwarded int                        // connections that stayed here
 	heldConns int                        // connections that waited
 	cancelled int                        // requests and connections that the hold has cancelled

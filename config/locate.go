@@ -1,0 +1,72 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// FindRunDir is [RunDir] for a file that somebody has named. It fails if the file
+// cannot be read, or is so broken that nobody can tell which program it belongs to.
+// Other mistakes in it do not matter.
+func FindRunDir(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", unreadable(file, err)
+	}
+	var document yaml.Node
+	broken := yaml.Unmarshal(data, &document)
+	if broken == nil {
+		return lenient(file).App.RunDir, nil
+	}
+	// The lines before the mistake may say it.
+	lines := strings.Split(string(data), "\n")
+	for n := min(len(lines), maxLines) - 1; n > 0; n-- {
+		var start struct {
+			App struct {
+				RunDir string `yaml:"run_dir"`
+			} `yaml:"app"`
+		}
+		if yaml.Unmarshal([]byte(strings.Join(lines[:n], "\n")), &start) == nil && start.App.RunDir != "" {
+			return start.App.RunDir, nil
+		}
+	}
+	return "", syntaxError(file, broken)
+}
+
+// maxLines bounds how far into a broken file FindRunDir looks.
+const maxLines = 500
+
+// Rereadable returns an error if file cannot be read again and again, as a program that
+// runs does: each generation reads it when it starts.
+func Rereadable(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return unreadable(file, err)
+	}
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		abs = file
+	}
+	ours := strings.HasPrefix(abs, "/dev/") || strings.HasPrefix(abs, "/proc/") // may mean another file to another process
+	if info.IsDir() || info.Mode().IsRegular() && !ours {
+		return nil // a folder is an error when it is read
+	}
+	return &Error{File: file, Msg: "is not a file that every generation can read again when it starts: write the configuration to a file, and name that with -c"}
+}
+
+// unreadable is the error about a file that cannot be read.
+func unreadable(file string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Error{File: file, Msg: "there is no such file; name another with -c"}
+	}
+	if info, statErr := os.Stat(file); statErr == nil && info.IsDir() {
+		return &Error{File: file, Msg: "is a folder; name a file with -c"}
+	}
+	return fmt.Errorf("config: read: %w", err)
+}
