@@ -114,3 +114,23 @@ func TestARollbackWatchesAgain(t *testing.T) {
 	p.Edit("modules/hello/hello.go", `"broken"`, `"mended"`)
 	p.Wait("the next save", func() bool { return p.Get("/hello/") == "mended" })
 }
+
+// TestAProgramThatCannotStart: while its first start fails, `run` waits for the fix.
+func TestAProgramThatCannotStart(t *testing.T) {
+	t.Parallel()
+	p := e2etest.New(t)
+	good := p.Read("modules/hello/hello.go")
+	p.Write("modules/hello/hello.go", e2etest.BrokenHello("", "", "", `if ctx != nil { return fmt.Errorf("no database") }`, ""))
+	p.Start()
+	p.Wait("it to say that it waits", func() bool {
+		return strings.Contains(p.Printed(), "waiting for a change of the sources")
+	})
+	if out, _, code := p.Command("status"); code != 0 || !strings.Contains(out, "could not start") {
+		t.Errorf("status = %s, exit code %d; want that it could not start", out, code)
+	}
+	if !strings.Contains(p.Printed(), "no database") {
+		t.Error("it does not say why")
+	}
+	p.Write("modules/hello/hello.go", good)
+	p.Wait("it to serve", func() bool { return p.Serving() && p.Get("/hello/") == "Hello, world" })
+}

@@ -67,6 +67,15 @@ func (f *facts) verdict() client.Verdict {
 	}
 }
 
+// passing reports whether the attempt was refused for a reason that has nothing to do
+// with the sources, and passes: something was in its way, or nobody answered.
+func (f *facts) passing() bool {
+	if f.verdict() != client.Rejected {
+		return false
+	}
+	return f.report == nil && f.stage == client.StageStart || f.report != nil && f.report.Stage == client.StageHold
+}
+
 // probation returns what is known of the probation when the attempt has ended.
 func (f *facts) probation() client.Probation {
 	switch {

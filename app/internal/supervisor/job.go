@@ -5,6 +5,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"example.org/orchestrator/app/client"
@@ -53,6 +54,7 @@ type job struct {
 	generation int // the one it tries to start; 0 before the upgrade
 
 	failure *client.Outcome  // in failedPhase
+	passing bool             // it failed for a reason that passes
 	quiet   <-chan time.Time // in failedPhase: when to believe the failure
 }
 
@@ -70,6 +72,17 @@ func (j *job) toBinary(binary string) { j.binary, j.snap, j.unknown = binary, ni
 // of saves cannot delay the job forever.
 func (j *job) overdue() bool {
 	return j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
+}
+
+// retry tries sources again that were refused, unless something else was tried since.
+func (s *supervisor) retry(snap *sources.Snapshot) {
+	if s.plan.refused != snap {
+		return
+	}
+	s.plan.refused = nil
+	if s.job == nil {
+		s.next()
+	}
 }
 
 // background returns a context for the job's work outside the loop.
@@ -93,7 +106,7 @@ func (s *supervisor) looks() <-chan struct{} {
 // look compares the sources with what is being built or serves.
 func (s *supervisor) look() {
 	snap, j := s.plan.look(), s.job
-	alive := s.workers.serving != nil || s.state() == recovering
+	alive := s.workers.serving != nil || s.state() == recovering || s.workers.notStarted
 	switch s.plan.wants(snap, j, alive, time.Now()) {
 	case wishMatches:
 		s.plan.refused = nil
@@ -177,6 +190,7 @@ func (s *supervisor) failed(f facts) {
 		return
 	}
 	o := s.conclude(f)
+	j.passing = f.passing()
 	if len(j.requests) > 0 || s.stop.begun {
 		s.finish(o)
 		return
@@ -231,6 +245,10 @@ func (s *supervisor) finish(o client.Outcome) {
 	s.job = nil
 	o.TotalMS = client.Milliseconds(time.Since(j.began))
 	o.Serving = s.workers.number()
+	if j.passing && s.plan.watcher != nil && j.snap != nil && j.expired == nil && !s.stop.begun {
+		o.Notes = append(o.Notes, fmt.Sprintf("this passes: the sources are tried again in %v", retryTime))
+		s.after(retryTime, retryDue{j.snap})
+	}
 	if !o.Good() && !j.repair {
 		if j.expired == nil {
 			s.plan.refused = j.snap

@@ -22,7 +22,7 @@ const lockWait = 30 * time.Second
 
 // lockRunDir makes and locks a run_dir. ours says that whatever is in it was put
 // there by this program: the folder was removed while it ran.
-func lockRunDir(dir string, ours bool, say func(line string)) (*locks, error) {
+func lockRunDir(dir string, ours bool, rest func(time.Duration) bool, say func(line string)) (*locks, error) {
 	if err := claimRunDir(dir, ours); err != nil {
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
@@ -49,7 +49,7 @@ func lockRunDir(dir string, ours bool, say func(line string)) (*locks, error) {
 		return nil, fmt.Errorf("run_dir: %w", err)
 	}
 	said := false
-	for end := time.Now().Add(lockWait); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(lockWait); ; {
 		err := syscall.Flock(int(workers.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return &locks{own, workers}, nil
@@ -63,8 +63,16 @@ func lockRunDir(dir string, ours bool, say func(line string)) (*locks, error) {
 			said = true
 			say("waiting for the workers of an earlier run to finish")
 		}
+		if !rest(20 * time.Millisecond) {
+			own.Close()
+			workers.Close()
+			return nil, errInterrupted
+		}
 	}
 }
+
+// errInterrupted says that a signal has ended the wait for a lock.
+var errInterrupted = errors.New("interrupted")
 
 const (
 	workersLock = "workers.lock"

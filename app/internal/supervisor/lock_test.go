@@ -3,10 +3,13 @@
 package supervisor
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // TestRunDir: nobody else can decide what is in it, and nothing of anybody's is
@@ -45,7 +48,7 @@ func TestRunDir(t *testing.T) {
 		if err := tt.make(dir); err != nil {
 			t.Fatal(err)
 		}
-		l, err := lockRunDir(dir, false, func(string) {})
+		l, err := lockRunDir(dir, false, patient, func(string) {})
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
@@ -57,12 +60,12 @@ func TestRunDir(t *testing.T) {
 				t.Errorf("%s: %q has %v, %v; want it for this user alone", tt.name, name, info.Mode(), err)
 			}
 		}
-		if _, err := lockRunDir(dir, false, func(string) {}); err == nil || !strings.Contains(err.Error(), "already running here") {
+		if _, err := lockRunDir(dir, false, patient, func(string) {}); err == nil || !strings.Contains(err.Error(), "already running here") {
 			t.Errorf("%s: a second one: %v", tt.name, err)
 		}
 		l.release()
 	}
-	if _, err := lockRunDir(filepath.Join(t.TempDir(), strings.Repeat("x", 90)), false, func(string) {}); err == nil || !strings.Contains(err.Error(), "too long by") {
+	if _, err := lockRunDir(filepath.Join(t.TempDir(), strings.Repeat("x", 90)), false, patient, func(string) {}); err == nil || !strings.Contains(err.Error(), "too long by") {
 		t.Errorf("a long path: %v", err)
 	}
 }
@@ -74,4 +77,44 @@ func errorsOf(errs ...error) error {
 		}
 	}
 	return nil
+}
+
+// patient waits for as long as it takes.
+func patient(d time.Duration) bool { time.Sleep(d); return true }
+
+// TestAStopWhileItWaitsForTheLock: workers of an earlier run, or anybody who holds their
+// lock, do not keep a program that is to stop.
+func TestAStopWhileItWaitsForTheLock(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	l, err := lockRunDir(dir, false, patient, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.supervisor.Close()
+	defer l.workers.Close()
+	for _, tt := range []struct {
+		name     string
+		sig      syscall.Signal
+		terminal bool // there was one, and it has gone
+		ends     bool
+	}{
+		{"Ctrl-C", syscall.SIGINT, false, true},
+		{"a stop", syscall.SIGTERM, false, true},
+		{"a reload", syscall.SIGHUP, false, false},
+		{"a terminal that was closed", syscall.SIGHUP, true, true},
+	} {
+		signals := make(chan os.Signal, 1)
+		s := &supervisor{sys: system{signals: signals, terminal: func() bool { return false }}}
+		s.stop.terminal = tt.terminal
+		waited := 0
+		_, err := lockRunDir(dir, false, func(d time.Duration) bool {
+			if waited++; waited == 2 {
+				signals <- tt.sig
+			}
+			return waited < 5 && s.restBeforeStart(d)
+		}, func(string) {})
+		if !errors.Is(err, errInterrupted) || (waited < 5) != tt.ends {
+			t.Errorf("%s: %v after %d rests", tt.name, err, waited)
+		}
+	}
 }

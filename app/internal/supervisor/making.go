@@ -289,8 +289,7 @@ func (s *supervisor) builtFirst(binary string, err error) {
 		p.refused = j.snap
 	}
 	if err := s.startFirst(p.current.binary); err != nil {
-		s.printf("%v", err)
-		s.cannotStart(1)
+		s.cannotStart(err.Error(), 1)
 	}
 }
 

@@ -18,6 +18,9 @@ const (
 	quietTime   = 60 * time.Millisecond
 	writingTime = 300 * time.Millisecond
 
+	// What a save was refused for may have passed after this time.
+	retryTime = 5 * time.Second
+
 	// After this many cancelled builds, or this long, the next build is not
 	// cancelled: it reads copies, which nobody edits.
 	maxCancelled = 3

@@ -65,7 +65,7 @@ const (
 )
 
 // placeFor decides where a request goes. fromSources says that it asks for a
-// build of the sources, crashLoop that nothing serves and a restart has failed
+// build of the sources, crashLoop that nothing serves and a start has failed
 // already.
 func placeFor(j *job, now state, crashLoop, fromSources bool) place {
 	switch {

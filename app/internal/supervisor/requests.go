@@ -27,7 +27,7 @@ func (s *supervisor) request(r *request) {
 		r.timer = s.after(limit, requestExpired{r})
 	}
 	fromSources := r.reload.Binary == "" && (s.plan.watcher != nil || r.reload.Build)
-	switch placeFor(s.job, now, now == recovering && s.crashes.looping(), fromSources) {
+	switch placeFor(s.job, now, now == recovering && s.crashes.looping() || s.workers.notStarted, fromSources) {
 	case placeStart:
 		s.start(&job{requests: []*request{r}})
 	case placeRetry:

@@ -355,3 +355,69 @@ func TestSave_aListingDuringWhichTheSourcesChange(t *testing.T) {
 		}
 	}, developing)
 }
+
+// TestSave_startsAProgramThatCouldNotStart: a first start that fails is not the end of
+// the edit-save-see loop.
+func TestSave_startsAProgramThatCouldNotStart(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.builds().succeeds()
+		w.started().die(proc.Status{Code: 2})
+		w.wantPrinted("waiting for a change of the sources")
+		w.startsNothing()
+		if o := w.status().LastReload; o == nil || o.Verdict != client.Failed || o.Stage != client.StageStart || !strings.Contains(o.Error, "exit status 2") {
+			t.Errorf("status says %+v", o)
+		}
+		w.save("two\n")
+		w.builds().succeeds()
+		w.started().die(proc.Status{Code: 2})
+		r := w.reload(client.ReloadRequest{}) // as it is
+		r.waits()
+		k := w.started().connect()
+		k.serves(nil)
+		k.takesOver() // as asked
+		r.gets(client.Reloaded)
+	}, developing)
+}
+
+func TestSave_startsAProgramThatCouldNotStartAsItWas(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.builds().fails("hello.go:1: nonsense")
+		w.started().die(proc.Status{Code: 2})
+		w.save("two\n")
+		w.builds().succeeds()
+		w.started().connect().serves(nil)
+		w.wantState(serving)
+	}, developing)
+}
+
+// TestSave_isTriedAgain: what refuses a save for a while does not refuse it for ever.
+func TestSave_isTriedAgain(t *testing.T) {
+	for why, r := range map[string]control.Report{
+		"busy":     {Stage: client.StageHold, Error: "still running"},
+		"mistaken": {Stage: client.StageInitialize, Error: "a mistake"},
+	} {
+		t.Run(why, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				k := w.first()
+				w.save("two\n")
+				w.builds().succeeds()
+				_, order := k.candidate()
+				r.Generation = order.Generation
+				k.fails(r)
+				time.Sleep(quietTime)
+				k.hears(control.TypeFailure)
+				time.Sleep(retryTime - time.Second)
+				w.buildsNothing()
+				time.Sleep(2 * time.Second)
+				if why == "mistaken" {
+					w.buildsNothing()
+					w.wantNotPrinted("tried again")
+					return
+				}
+				w.wantPrinted("the sources are tried again in 5s")
+				w.builds().succeeds()
+				k.takesOver()
+			}, developing)
+		})
+	}
+}

@@ -3,6 +3,7 @@
 package supervisor
 
 import (
+	"fmt"
 	"os"
 	"time"
 
@@ -119,15 +120,36 @@ func (s *supervisor) firstExited(status proc.Status) {
 	case s.workers.everServed:
 		s.restartIfGone()
 	default:
-		s.printf("the program could not start (process %d: %s)", pid, status)
-		s.cannotStart(max(1, status.Code))
+		s.cannotStart(fmt.Sprintf("process %d: %s", pid, status), max(1, status.Code))
 	}
 }
 
-// cannotStart ends a program that has never served.
-func (s *supervisor) cannotStart(code int) {
-	s.stop.begun, s.stop.code = true, code
-	s.abandon(errNotStarted)
+// cannotStart is called when a program that has never served cannot start. It ends,
+// but in development it waits for a change that may be the cure.
+func (s *supervisor) cannotStart(why string, code int) {
+	s.printf("the program could not start (%s)", why)
+	if s.plan.watcher == nil {
+		s.stop.begun, s.stop.code = true, code
+		s.abandon(errNotStarted)
+		return
+	}
+	s.printf("waiting for a change of the sources or the configuration; reload tries it again as it is")
+	o := conclude(facts{end: endDied, stage: client.StageStart, err: fmt.Sprintf("%s: %s", errNotStarted, why)})
+	s.last, s.workers.notStarted = &o, true
+	if r := s.queue.take(); r != nil {
+		s.turnAway(r, endRefused, errNotStarted.Error())
+	}
+	s.next() // the sources may have changed meanwhile
+}
+
+// startAgain starts the binary of j in place of the one that could not start.
+func (s *supervisor) startAgain(j *job) {
+	s.workers.notStarted = false
+	s.plan.serves(j.binary, j.snap)
+	s.plan.refused = nil
+	if err := s.startFirst(j.binary); err != nil {
+		s.cannotStart(err.Error(), 1)
+	}
 }
 
 // stopped makes sure that no process and no control socket is left.

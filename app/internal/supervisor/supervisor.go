@@ -79,7 +79,10 @@ func newSupervisor(opts Options, sys system) *supervisor {
 // code.
 func (s *supervisor) run() (int, error) {
 	s.stop.terminal = s.sys.terminal() // before anything that may take a while
-	unlock, err := s.sys.lock()
+	unlock, err := s.sys.lock(s.restBeforeStart)
+	if errors.Is(err, errInterrupted) {
+		return 0, nil // nothing has begun
+	}
 	if err != nil {
 		return 1, err
 	}
@@ -93,6 +96,16 @@ func (s *supervisor) run() (int, error) {
 		return 1, err
 	}
 	return s.loop(), nil
+}
+
+// restBeforeStart waits for d. It reports false after a signal to stop.
+func (s *supervisor) restBeforeStart(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case sig := <-s.sys.signals:
+		return sig == syscall.SIGHUP && (!s.stop.terminal || s.sys.terminal())
+	}
 }
 
 // loop handles everything that happens until the program has stopped.
@@ -182,7 +195,12 @@ func (s *supervisor) startFirst(binary string) error {
 	n := s.builds.add(binary)
 	set := s.sockets.latest()
 	pid, exited, err := s.sys.start(binary, s.opts.WorkerArgs, n, set.keys(), set.files)
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.ENOEXEC):
+		return fmt.Errorf("start %s: %w: it was built for another system: are GOOS or GOARCH set?", binary, err)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("start %s: %w: is app.run_dir on a file system that is mounted noexec?", binary, err)
+	case err != nil:
 		return fmt.Errorf("start %s: %w", binary, err)
 	}
 	s.workers.first = firstProcess{pid, exited}
@@ -203,7 +221,7 @@ func (s *supervisor) restoreRunDir() {
 		return errors.Is(err, os.ErrNotExist)
 	}
 	if gone("lock") && gone(workersLock) { // otherwise that would wait for our own workers
-		unlock, err := s.sys.lock()
+		unlock, err := s.sys.lock(func(time.Duration) bool { return false }) // these are new: nobody holds them
 		if err != nil {
 			s.printf("the run_dir is missing and cannot be made again: %v", err)
 			return

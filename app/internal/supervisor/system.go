@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"time"
 
 	"example.org/orchestrator/app/internal/build"
 	"example.org/orchestrator/app/internal/proc"
@@ -33,8 +34,9 @@ type system struct {
 	image func(pid int, binary string) string
 
 	// lock keeps a second supervisor out of the run_dir until release is
-	// called.
-	lock func() (release func(), err error)
+	// called. While it waits for workers of an earlier run it calls rest; false
+	// makes it give up with errInterrupted.
+	lock func(rest func(time.Duration) bool) (release func(), err error)
 
 	// listen makes the control socket, replacing one that is already there.
 	listen func() (net.Listener, error)

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"example.org/orchestrator/app/internal/build"
 	"example.org/orchestrator/app/internal/proc"
@@ -51,8 +52,8 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 		exited:    reaper.Exited,
 		childless: reaper.Childless,
 		image:     proc.Image,
-		lock: func() (func(), error) {
-			l, err := lockRunDir(opts.RunDir, workers != nil, func(line string) { fmt.Fprintln(opts.Out, line) })
+		lock: func(rest func(time.Duration) bool) (func(), error) {
+			l, err := lockRunDir(opts.RunDir, workers != nil, rest, func(line string) { fmt.Fprintln(opts.Out, line) })
 			if err != nil {
 				return nil, err
 			}

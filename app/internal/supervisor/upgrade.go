@@ -80,11 +80,14 @@ func (s *supervisor) postpone() {
 	j := s.job
 	instead := s.state() == recovering && !j.repair
 	s.job = nil
-	if instead {
-		s.startInstead(j)
-	}
 	for _, r := range j.requests {
 		s.wait(r)
+	}
+	switch {
+	case instead:
+		s.startInstead(j)
+	case s.workers.notStarted:
+		s.startAgain(j)
 	}
 }
 

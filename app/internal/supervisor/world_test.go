@@ -148,7 +148,7 @@ func (w *world) system() system {
 			defer w.mu.Unlock()
 			return !slices.ContainsFunc(slices.Collect(maps.Values(w.procs)), func(p *process) bool { return p.status == nil })
 		},
-		lock: func() (func(), error) {
+		lock: func(func(time.Duration) bool) (func(), error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if w.locked < 0 {
