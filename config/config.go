@@ -207,6 +207,14 @@ func ParseSection(name, text string) (Section, error) {
 	return Section{file: name, key: "config", node: document.Content[0]}, nil
 }
 
+// At adds the place of the section to an error about what is in it.
+func (s Section) At(err error) error {
+	if s.node == nil {
+		return err
+	}
+	return &Error{File: s.file, Line: s.node.Line, Column: s.node.Column, Key: s.key, Msg: err.Error()}
+}
+
 // Decode stores the section in v, a pointer to a struct, as strictly as the
 // file itself is read: an unknown key is an error with its place and the
 // nearest known key. Keys that the section lacks keep their value in v; an

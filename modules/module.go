@@ -22,7 +22,7 @@
 // # The parts
 //
 // Only [Module] is mandatory. Everything else is found by type assertion:
-// [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent],
+// [Configured], [Stateful], [Preparer], [HealthChecker], [Runner], [Dependent],
 // [ConnHandler], and http.Handler, which gets the requests below the module's
 // path, with that prefix removed. So a module should state what it means to
 // implement:
@@ -100,6 +100,16 @@ type Runner interface {
 type Dependent interface {
 	// DependsOn names the modules that start before this one and stop after it.
 	DependsOn() []string
+}
+
+// Configured modules have settings that are checked before anything is touched: by
+// `orchestrator check`, at the start, and by a reload before the old module stops.
+type Configured interface {
+	// Settings points to a struct with yaml tags, and the defaults in it. The config:
+	// part of the module's entry in main.yaml is stored there, as by [Config.Decode],
+	// before any other hook is called. If the struct has a method Validate() error,
+	// that is asked afterwards. Neither may touch anything outside.
+	Settings() any
 }
 
 // Config is what a module learns about the program around it. A module's tests

@@ -116,7 +116,9 @@ func (l *life) fresh() *instance {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	root := eventbus.New(eventbus.Options{Log: log})
 	call := l.c.Call
-	return &instance{l: l, m: l.c.New(), bus: root.Client("apptest"), cfg: modules.Config{Name: "apptest", Log: log, Section: l.section, Caller: call}}
+	m := l.c.New()
+	_ = contract.Configure(m, l.section) // the check of the settings tells
+	return &instance{l: l, m: m, bus: root.Client("apptest"), cfg: modules.Config{Name: "apptest", Log: log, Section: l.section, Caller: call}}
 }
 
 // hook calls one of the module's hooks, with its deadline.

@@ -28,6 +28,7 @@ type check struct {
 
 var checks = []check{
 	{"signatures and state are as the contract wants", signatures, nil},
+	{"the settings are accepted, and wrong ones are not", settings, []contract.Hook{contract.Settings}},
 	{"DependsOn names others, and always the same", dependencies, []contract.Hook{contract.DependsOn}},
 	{"Shutdown without Initialize, twice", shutdownAlone, []contract.Hook{contract.Shutdown}},
 	{"Shutdown after Prepare alone", shutdownAfterPrepare, []contract.Hook{contract.Prepare, contract.Shutdown}},
@@ -44,6 +45,27 @@ var checks = []check{
 }
 
 func signatures(l *life) error { return contract.Check(l.c.New()) }
+
+// wrongSettings are those of no module.
+const wrongSettings = "{of-no-module: [1]}"
+
+// settings checks that the settings of the case fit, and that a key that no module has
+// is refused.
+func settings(l *life) error {
+	m := l.c.New()
+	if _, ok := m.(modules.Configured); !ok {
+		return nil
+	}
+	if err := contract.Configure(m, l.section); err != nil {
+		return fmt.Errorf("the settings of the case: %w", err)
+	}
+	if wrong, err := config.ParseSection("config", wrongSettings); err != nil {
+		return err
+	} else if contract.Configure(l.c.New(), wrong) == nil {
+		return errors.New("settings with an unknown key are accepted")
+	}
+	return nil
+}
 
 func dependencies(l *life) error {
 	d, ok := l.fresh().m.(modules.Dependent)
@@ -143,7 +165,7 @@ func shutdownAfterCancelled(l *life) error {
 
 // shutdownAfterWrongSettings makes Initialize fail if the module has settings.
 func shutdownAfterWrongSettings(l *life) error {
-	wrong, err := config.ParseSection("config", "{of-no-module: [1]}")
+	wrong, err := config.ParseSection("config", wrongSettings)
 	if err != nil {
 		return err
 	}

@@ -30,24 +30,35 @@ var bucket = []byte("kv")
 
 // KV answers PUT, GET and DELETE /<key>. What it has confirmed is on disk.
 type KV struct {
-	db *bbolt.DB
+	settings settings
+	db       *bbolt.DB
 }
 
 type settings struct {
 	Path string `yaml:"path"`
 }
 
-var _ http.Handler = (*KV)(nil)
+func (s *settings) Validate() error {
+	if s.Path == "" {
+		return errors.New("path must not be empty: it is the file with the keys and values")
+	}
+	return nil
+}
+
+var (
+	_ http.Handler       = (*KV)(nil)
+	_ modules.Configured = (*KV)(nil)
+)
 
 // New makes the module.
-func New() modules.Module { return &KV{} }
+func New() modules.Module { return &KV{settings: settings{Path: "kv.db"}} }
+
+// Settings are checked before anything is touched.
+func (k *KV) Settings() any { return &k.settings }
 
 // Initialize opens the file. It makes the file and its folder if there is none.
-func (k *KV) Initialize(ctx context.Context, _ *eventbus.Bus, cfg modules.Config) error {
-	s := settings{Path: "kv.db"}
-	if err := cfg.Decode(&s); err != nil {
-		return err
-	}
+func (k *KV) Initialize(ctx context.Context, _ *eventbus.Bus, _ modules.Config) error {
+	s := k.settings
 	if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
 		return fmt.Errorf("kv: make the folder of the file: %w", err)
 	}

@@ -42,6 +42,11 @@ func (*everything) DependsOn() []string                           { return nil }
 func (*everything) Prepare(context.Context, modules.Config) error { return nil }
 func (*everything) ServeHTTP(http.ResponseWriter, *http.Request)  {}
 
+// copies gives its settings away by value.
+type copies struct{ plain }
+
+func (*copies) Settings() any { return struct{}{} }
+
 // gathers makes a value for each export.
 type gathers struct{ plain }
 
@@ -57,6 +62,7 @@ func TestWrongSignaturesAreRefused(t *testing.T) {
 		{&wrongState{}, "method State of *contract_test.wrongState has the signature func() interface {}, but the contract wants func() modules.State"},
 		{&wrongRun{}, "method Run of *contract_test.wrongRun has the signature func(), but the contract wants func(context.Context) error"},
 		{&wrongHTTP{}, "method ServeHTTP of"},
+		{&copies{}, "Settings returns"},
 		{&gathers{}, "State points to another value each time"},
 	} {
 		err := contract.Check(tt.module)

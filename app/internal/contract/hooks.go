@@ -49,6 +49,7 @@ type Hook struct {
 // The hooks. Names, stages, checks, calls and all deadlines follow from this
 // table, and so does the one in docs/MODULES.md.
 var (
+	Settings    = Hook{"Settings", "Settings", reflect.TypeFor[modules.Configured](), "config", AnyOrder, Candidate, false, "points to the settings, which are stored there and checked"}
 	DependsOn   = Hook{"DependsOn", "DependsOn", reflect.TypeFor[modules.Dependent](), "config", AnyOrder, Candidate, false, "names the modules that start before this one"}
 	State       = Hook{"State", "State", reflect.TypeFor[modules.Stateful](), "config", AnyOrder, Candidate, false, "describes what survives; asked of fresh values, and after Shutdown"}
 	Prepare     = Hook{"Prepare", "Prepare", reflect.TypeFor[modules.Preparer](), "prepare", StartOrder, Candidate, true, "does what is slow or may fail and needs nothing exclusive"}
@@ -65,7 +66,7 @@ var (
 )
 
 // Hooks is the table, in the order in which a reload calls them; those of a generation that serves come last.
-var Hooks = []Hook{DependsOn, State, Prepare, RunEnds, Shutdown, Subscribers, Export, Restore, Initialize, Healthy, Run, ServeHTTP, HandleConn}
+var Hooks = []Hook{Settings, DependsOn, State, Prepare, RunEnds, Shutdown, Subscribers, Export, Restore, Initialize, Healthy, Run, ServeHTTP, HandleConn}
 
 // once names the hooks that are called once for all modules together.
 var once = map[string]bool{RunEnds.Name: true}

@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,45 @@ func (d *dependent) DependsOn() []string                                        
 
 func entry(name string, on ...string) modules.Entry {
 	return modules.Entry{Name: name, New: func() modules.Module { return &dependent{on} }}
+}
+
+// configured is a module with settings.
+type configured struct {
+	dependent
+	settings
+}
+
+type settings struct {
+	Size int `yaml:"size"`
+}
+
+func (s *settings) Validate() error {
+	if s.Size < 0 {
+		return errors.New("size must not be negative")
+	}
+	return nil
+}
+
+func (c *configured) Settings() any { return &c.settings }
+
+// TestSettingsOfModulesAreChecked without starting anything.
+func TestSettingsOfModulesAreChecked(t *testing.T) {
+	list := modules.List{{Name: "a", New: func() modules.Module { return &configured{} }}}
+	for settings, want := range map[string]string{
+		"{}":         "",
+		"{size: 1}":  "",
+		"{sise: 1}":  `main.yaml:1:30: modules[0].config: unknown key "sise" (did you mean "size"?)`,
+		"{size: x}":  "main.yaml:1:36: modules[0].config.size: expected",
+		"{size: -1}": "main.yaml:1:29: modules[0].config: size must not be negative",
+	} {
+		file := filepath.Join(t.TempDir(), "main.yaml")
+		if err := os.WriteFile(file, []byte("modules: [{name: a, config: "+settings+"}]\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := worker.Check(file, list); (err == nil) != (want == "") || err != nil && (!config.IsInvalid(err) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("Check with %s = %v, want %q", settings, err, want)
+		}
+	}
 }
 
 func TestDependenciesAreChecked(t *testing.T) {

@@ -72,6 +72,9 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		if err != nil {
 			return nil, fault(handoff.StageConfig, m.Name, err)
 		}
+		if err := contract.Configure(value, m.Config); err != nil {
+			return nil, fault(handoff.StageConfig, m.Name, err)
+		}
 		if _, ok := value.(modules.ConnHandler); m.Listen != "" && !ok {
 			return nil, fault(handoff.StageConfig, m.Name, cfg.ErrorAt(fmt.Sprintf("modules[%d].listen", i), "module %q cannot listen: it has no HandleConn", m.Name))
 		}
