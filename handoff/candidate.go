@@ -38,6 +38,8 @@ type process interface {
 	kill()
 	// known records the PID from the hello, which may not be known before.
 	known(pid int)
+	// sweep kills the processes that it has started, once it is dead.
+	sweep()
 }
 
 // accept waits for the candidate's connection and its hello.
@@ -304,6 +306,11 @@ func (c *Candidate) Kill() {
 }
 
 func (c *Candidate) killProcess() {
+	defer func() {
+		if c.process.err() != nil {
+			c.process.sweep()
+		}
+	}()
 	for {
 		select {
 		case <-c.process.ended():

@@ -71,6 +71,7 @@ type socket struct {
 // New claims what the process inherited. It must be called once, early.
 func New() (*Upgrader, error) {
 	from := claimOrigin()
+	ownGroup()
 	// Where a child can be found and killed by its PID (Linux), tableflip's own
 	// timeout is not needed.
 	timeout := 24 * time.Hour
@@ -333,12 +334,18 @@ func (c *child) known(pid int)          { c.pid = pid }
 // kill kills the process. One that hangs before its hello is found among the
 // children.
 func (c *child) kill() {
-	pid := c.pid
-	if pid == 0 {
-		pid = findChild(envSocket+"="+c.socket, envSentinel+"=")
+	if c.pid == 0 {
+		c.pid = findChild(envSocket+"="+c.socket, envSentinel+"=")
 	}
-	if pid != 0 {
-		kill(pid)
+	if c.pid != 0 {
+		kill(c.pid)
+	}
+}
+
+// sweep kills what a candidate that is dead has started.
+func (c *child) sweep() {
+	if c.pid > 1 {
+		killGroup(c.pid)
 	}
 }
 

@@ -172,6 +172,8 @@ func (p *fakeProcess) known(pid int) {
 	p.pid = pid
 }
 
+func (p *fakeProcess) sweep() {}
+
 func (p *fakeProcess) kill() {
 	if p.onKill != nil {
 		p.onKill()

@@ -67,16 +67,26 @@ func cached(name string, fill func(dir string) error) (dir string, err error) {
 	return dir, os.Rename(fresh, dir)
 }
 
-// sourceKey identifies the sources of this repository and the build flags.
+// sourceKey identifies the sources of this repository, those that are only for tests,
+// and the build flags.
 var sourceKey = sync.OnceValues(func() (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, runtime.Version(), RaceFlag, Repository())
-	err := eachSource(func(path, rel string) error {
+	add := func(path, rel string) error {
 		data, err := os.ReadFile(path)
 		fmt.Fprintln(h, rel, len(data))
 		h.Write(data)
 		return err
-	})
+	}
+	err := eachSource(add)
+	if err == nil {
+		err = filepath.WalkDir(filepath.Join(Repository(), "app/e2e/e2etest"), func(path string, e fs.DirEntry, err error) error {
+			if err != nil || e.IsDir() {
+				return err
+			}
+			return add(path, path)
+		})
+	}
 	return hex.EncodeToString(h.Sum(nil)[:8]), err
 })
 

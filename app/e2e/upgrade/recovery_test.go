@@ -116,6 +116,27 @@ func TestAReloadFollowsALink(t *testing.T) {
 	}
 }
 
+// TestChildrenOfACandidateEndWithIt: they might hold a file or a port that the old
+// generation takes again.
+func TestChildrenOfACandidateEndWithIt(t *testing.T) {
+	t.Parallel()
+	p, binary, _ := e2etest.Zoo(t)
+	before := len(p.Processes())
+	for _, how := range []string{"error", "exit"} {
+		p.Write("child", how)
+		o, err := p.Upgrade(client.ReloadRequest{Binary: binary})
+		p.Check(err)
+		if o.Verdict != client.Rejected || o.Stage != "initialize" {
+			t.Errorf("%s: reload = %v", how, o)
+		}
+		p.Wait("the child to go", func() bool { return len(p.Processes()) == before })
+		if o, err := p.Upgrade(client.ReloadRequest{Binary: binary, WaitProbation: true}); err != nil || o.Verdict != client.Reloaded {
+			t.Errorf("%s: the next reload = %v, %v", how, o, err)
+		}
+		p.Wait("the old generation to go", func() bool { return len(p.Processes()) == before })
+	}
+}
+
 // TestARefusedReloadLeavesNothing: neither a socket that the candidate opened nor
 // what its modules prepared.
 func TestARefusedReloadLeavesNothing(t *testing.T) {

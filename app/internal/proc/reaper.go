@@ -217,5 +217,8 @@ func Kill(pid int) { syscall.Kill(pid, syscall.SIGKILL) }
 // KillGroup kills a process group.
 func KillGroup(group int) { syscall.Kill(-group, syscall.SIGKILL) }
 
+// GroupGone reports whether no process is in a group.
+func GroupGone(group int) bool { return errors.Is(syscall.Kill(-group, 0), syscall.ESRCH) }
+
 // Terminate asks a process to stop.
 func Terminate(pid int) { syscall.Kill(pid, syscall.SIGTERM) }

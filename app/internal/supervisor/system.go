@@ -24,6 +24,7 @@ type system struct {
 	terminate func(pid int) // SIGTERM
 	kill      func(pid int) // SIGKILL
 	killGroup func(group int)
+	groupGone func(group int) bool // no process is in it
 
 	// exited returns how a child ended; ok is false if that is unknown.
 	exited    func(pid int) (status proc.Status, ok bool)

@@ -49,6 +49,7 @@ func realSystem(opts Options, signals <-chan os.Signal, terminal func() bool) sy
 		terminate: proc.Terminate,
 		kill:      proc.Kill,
 		killGroup: proc.KillGroup,
+		groupGone: proc.GroupGone,
 		exited:    reaper.Exited,
 		childless: reaper.Childless,
 		image:     proc.Image,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -170,6 +171,9 @@ func (s *supervisor) send(w *worker, m control.Message) {
 
 // came is called when a worker has connected.
 func (s *supervisor) came(w *worker) {
+	if !slices.Contains(s.workers.groups, w.pid) { // a candidate leads a group of its own
+		s.workers.groups = append(s.workers.groups, w.pid)
+	}
 	w.build = buildID(s.builds.binary[w.generation])
 	s.workers.linked[w.generation] = w
 	s.send(w, control.Message{Type: control.TypeKnown})
@@ -341,6 +345,7 @@ func (s *supervisor) gone(w *worker) {
 	if s.job == nil {
 		s.prune()
 	}
+	ws.groups = slices.DeleteFunc(ws.groups, s.sys.groupGone) // their numbers may be reused
 	if ws.serving == w {
 		s.workers.asking.abandon()
 	}

@@ -135,6 +135,7 @@ func (w *world) system() system {
 		},
 		kill:      w.kill,
 		killGroup: func(int) { w.killAll() },
+		groupGone: func(int) bool { return false },
 		exited: func(pid int) (proc.Status, bool) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
