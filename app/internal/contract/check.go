@@ -72,7 +72,7 @@ func Check(m modules.Module) error {
 	}
 	if c, ok := m.(modules.Configured); ok {
 		if v := reflect.ValueOf(c.Settings()); v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
-			return fmt.Errorf("Settings returns %v: it must return a pointer to a struct", v)
+			return fmt.Errorf("the settings: Settings returns %v: it must return a pointer to a struct", v)
 		}
 	}
 	if s, ok := m.(modules.Stateful); ok {

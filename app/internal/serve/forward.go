@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"slices"
+	"strings"
 )
 
 // originHeader carries what the server would know about a forwarded request if
@@ -23,6 +25,9 @@ type origin struct {
 	Major  int      `json:"major"`
 	Minor  int      `json:"minor"`
 	TLS    *session `json:"tls,omitempty"`
+
+	Host   string      `json:"host"`             // may be empty, which no request of HTTP/2 may be
+	Header http.Header `json:"header,omitempty"` // what is meant for the next hop only; this is none
 }
 
 // session describes a TLS connection, without certificates of clients.
@@ -34,11 +39,31 @@ type session struct {
 }
 
 func originOf(r *http.Request) origin {
-	o := origin{Remote: r.RemoteAddr, Proto: r.Proto, Major: r.ProtoMajor, Minor: r.ProtoMinor}
+	o := origin{Remote: r.RemoteAddr, Proto: r.Proto, Major: r.ProtoMajor, Minor: r.ProtoMinor, Host: r.Host, Header: http.Header{}}
+	for _, name := range slices.Concat(hopHeaders, named(r.Header["Connection"])) {
+		if values := r.Header.Values(name); len(values) > 0 {
+			o.Header[http.CanonicalHeaderKey(name)] = values
+		}
+	}
 	if r.TLS != nil {
 		o.TLS = &session{r.TLS.Version, r.TLS.CipherSuite, r.TLS.ServerName, r.TLS.NegotiatedProtocol}
 	}
 	return o
+}
+
+// hopHeaders are those that proxies keep to themselves.
+var hopHeaders = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Upgrade"}
+
+// named returns the names in a list of headers.
+func named(values []string) (names []string) {
+	for _, v := range values {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
 }
 
 // NewForwarder returns a handler that forwards requests over conn,
@@ -98,7 +123,13 @@ func newForwarded(h http.Handler, log *log.Logger) *http.Server {
 		Handler:   unwrap(h),
 		ErrorLog:  log,
 		Protocols: protocols,
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1 << 20}, // the other side limits them
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 1 << 20, // the other side limits them
+			// All uploads share the window of the connection. One whose handler does
+			// not read may have a small part of it only.
+			MaxReceiveBufferPerConnection: 4<<20 - 1,
+			MaxReceiveBufferPerStream:     32 << 10,
+		},
 	}
 }
 
@@ -111,7 +142,10 @@ func unwrap(h http.Handler) http.Handler {
 			return
 		}
 		r.Header.Del(originHeader)
-		r.RemoteAddr, r.Proto, r.ProtoMajor, r.ProtoMinor = o.Remote, o.Proto, o.Major, o.Minor
+		r.RemoteAddr, r.Proto, r.ProtoMajor, r.ProtoMinor, r.Host = o.Remote, o.Proto, o.Major, o.Minor, o.Host
+		for name, values := range o.Header {
+			r.Header[name] = values
+		}
 		if o.TLS != nil {
 			r.TLS = &tls.ConnectionState{
 				HandshakeComplete:  true,

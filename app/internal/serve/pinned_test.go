@@ -1,6 +1,8 @@
 package serve_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,7 +14,9 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -213,4 +217,123 @@ func TestEndlessAnswersOnPinnedConnections(t *testing.T) {
 	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "reloading" || n != 1 {
 		t.Errorf("the event stream ended with %q, %v; %d cancelled: %q", text, err, n, routes)
 	}
+}
+
+// TestForwardedAsSent: a module sees the same request whether it was forwarded or not.
+func TestForwardedAsSent(t *testing.T) {
+	show := func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %q %s ", r.Method, r.Proto, r.Host, r.RequestURI)
+		r.Header.WriteSubset(w, map[string]bool{"Accept-Encoding": true, "User-Agent": true})
+	}
+	_, url := newSecure(t, show)
+	next, _ := newServer(t, show)
+	ask := func(request string) string {
+		t.Helper()
+		c, err := tls.Dial("tcp", strings.TrimPrefix(url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	requests := []string{
+		"GET /a HTTP/1.0\r\n\r\n",
+		"GET /b?x=1;y HTTP/1.1\r\nHost: x\r\nConnection: X-Own, close\r\nX-Own: 1\r\nX-Other: 2\r\n\r\n",
+		"GET /c HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic eA==\r\nProxy-Connection: keep-alive\r\nKeep-Alive: timeout=5\r\nTE: trailers\r\nConnection: close\r\n\r\n",
+	}
+	var want []string
+	for _, r := range requests {
+		want = append(want, ask(r))
+	}
+	near, far, err := serve.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Adopt([]serve.Detached{{Conn: far, Kind: serve.KindForward}})
+	h, err := serve.NewForwarder(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwarding := httptest.NewUnstartedServer(h)
+	forwarding.TLS = selfSigned(t)
+	forwarding.StartTLS()
+	defer forwarding.Close()
+	url = forwarding.URL
+	for i, r := range requests {
+		if got := ask(r); got != want[i] {
+			t.Errorf("%q arrives as\n%swant\n%s", r, got, want[i])
+		}
+	}
+	near.Close()
+}
+
+// TestStalledUploadsAreForwardedBesideOthers: uploads that nobody reads do not take the
+// place of all others.
+func TestStalledUploadsAreForwardedBesideOthers(t *testing.T) {
+	const uploads = 60
+	var stalled sync.WaitGroup
+	stalled.Add(uploads)
+	next, _ := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/stalls" {
+			stalled.Done()
+			<-r.Context().Done()
+			return
+		}
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n, err)
+	})
+	near, far, err := serve.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Adopt([]serve.Detached{{Conn: far, Kind: serve.KindForward}})
+	h, err := serve.NewForwarder(near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwarding := httptest.NewServer(h)
+	defer forwarding.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	body := bytes.Repeat([]byte("x"), 1<<20)
+	var all sync.WaitGroup
+	defer all.Wait()
+	post := func(ctx context.Context, path string) (string, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, forwarding.URL+path, bytes.NewReader(body))
+		if err != nil {
+			return "", err
+		}
+		resp, err := forwarding.Client().Do(req)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return string(text), err
+	}
+	for range uploads {
+		all.Go(func() { post(ctx, "/stalls") })
+	}
+	stalled.Wait()
+	soon, stop := context.WithTimeout(ctx, 10*time.Second)
+	defer stop()
+	if got, err := post(soon, "/reads"); err != nil || got != fmt.Sprint(len(body), nil) {
+		t.Errorf("one more upload = %q, %v", got, err)
+	}
+	cancel()
+	all.Wait()
+	near.Close()
 }
