@@ -12,7 +12,7 @@ import (
 )
 
 func statusCommand(file *string) *cobra.Command {
-	c := &cobra.Command{Use: "status", Short: "Show what is running", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "status", Short: "Show what is running; the exit code is 1 if it is degraded", Args: cobra.NoArgs}
 	asJSON := c.Flags().Bool("json", false, "print it as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		runDir, err := findProgram(c, *file)
@@ -24,11 +24,15 @@ func statusCommand(file *string) *cobra.Command {
 			return failure(err)
 		}
 		if *asJSON {
-			return printed(printJSON(c.OutOrStdout(), status))
+			err = printJSON(c.OutOrStdout(), status)
+		} else {
+			var text strings.Builder
+			printStatus(&text, status)
+			_, err = io.WriteString(c.OutOrStdout(), text.String())
 		}
-		var text strings.Builder
-		printStatus(&text, status)
-		_, err = io.WriteString(c.OutOrStdout(), text.String())
+		if err == nil && status.State == client.Degraded {
+			return exit(client.ExitFailed)
+		}
 		return printed(err)
 	}
 	return c

@@ -54,12 +54,15 @@ type App struct {
 	HotReload bool   `yaml:"hot_reload" doc:"development: watch the sources, build them and reload when they change"`
 	Listen    string `yaml:"listen" doc:"HTTP address of all modules: host:port, tcp://host:port or unix://path"`
 	TLS       TLS    `yaml:"tls"`
-	RunDir    string `yaml:"run_dir" doc:"folder for sockets, locks and builds, relative to the working directory; it must belong to the program alone"`
 
-	Drain      time.Duration `yaml:"drain" doc:"how long a reload waits for a moment to hold requests, and how long an old generation forwards after the handoff; a stop gives requests as long to end" default:"500ms with hot_reload, else 10s"`
-	MaxPause   time.Duration `yaml:"max_pause" doc:"the longest hold in the first half of app.drain; also how long a request that nothing is known about is expected to take, and after how long without a byte its client counts as stalled"`
-	MaxFreeze  time.Duration `yaml:"max_freeze" doc:"the longest hold in the second half of app.drain; the same as app.max_pause forbids longer ones" default:"1s, at least app.max_pause"`
-	RunTimeout time.Duration `yaml:"run_timeout" doc:"how long Run of the modules may take to return after its context has ended, and event subscribers to handle what is queued" default:"500ms with hot_reload, else app.max_pause"`
+	AllowedHosts []string `yaml:"allowed_hosts" doc:"development: names besides those of this machine by which browsers may reach the program, and whose pages may send to it; .example.org means all below it"`
+	RunDir       string   `yaml:"run_dir" doc:"folder for sockets, locks and builds, relative to the working directory; it must belong to the program alone"`
+
+	Drain       time.Duration `yaml:"drain" doc:"how long a reload waits for a moment to hold requests, and how long an old generation forwards after the handoff; a stop gives requests as long to end" default:"500ms with hot_reload, else 10s"`
+	MaxPause    time.Duration `yaml:"max_pause" doc:"the longest hold in the first half of app.drain; also how long a request that nothing is known about is expected to take, and after how long without a byte its client counts as stalled"`
+	MaxFreeze   time.Duration `yaml:"max_freeze" doc:"the longest hold in the second half of app.drain; the same as app.max_pause forbids longer ones" default:"1s, at least app.max_pause"`
+	StopTimeout time.Duration `yaml:"stop_timeout" doc:"the longest that a graceful stop may take; what is left is killed; 0 for as long as app.drain and the hooks of all modules may take together"`
+	RunTimeout  time.Duration `yaml:"run_timeout" doc:"how long Run of the modules may take to return after its context has ended, and event subscribers to handle what is queued" default:"500ms with hot_reload, else app.max_pause"`
 
 	ReadHeaderTimeout time.Duration `yaml:"read_header_timeout" doc:"how long a client may take to send the head of a request, from its first byte; 0 for any time"`
 	MaxHeaderBytes    Size          `yaml:"max_header_bytes" doc:"how long the head of a request may be; 0 for 1MiB"`
@@ -244,6 +247,7 @@ func defaults() *Config {
 		RunTimeout:  -1, // depends on HotReload and MaxPause
 		Probation:   time.Second,
 		HookTimeout: 5 * time.Second,
+		StopTimeout: 30 * time.Second,
 		MaxState:    4 << 30,
 
 		ReadHeaderTimeout: 10 * time.Second,
@@ -360,6 +364,7 @@ func (c *Config) check(names []string) error {
 		{"app.max_pause", c.App.MaxPause, false},
 		{"app.max_freeze", c.App.MaxFreeze, false},
 		{"app.run_timeout", c.App.RunTimeout, false},
+		{"app.stop_timeout", c.App.StopTimeout, true},
 		{"app.read_header_timeout", c.App.ReadHeaderTimeout, true},
 		{"app.body_timeout", c.App.BodyTimeout, true},
 		{"app.idle_timeout", c.App.IdleTimeout, true},

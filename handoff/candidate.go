@@ -25,6 +25,8 @@ type Candidate struct {
 	commitSent bool          // the commit has been sent
 	at         message       // the last progress that the candidate reported
 	reported   *UpgradeError // the failure that the candidate itself reported, or nil
+	silence    time.Duration // how long it may say nothing before the commit; 0 for any time
+	heard      func()        // called when it says something; may be nil
 }
 
 // process is the candidate's process, as the old generation sees it.
@@ -110,6 +112,10 @@ func (c *Candidate) Welcome(ctx context.Context, w Welcome) error {
 	}
 	return c.expect(ctx, typePrepared, StagePrepare)
 }
+
+// Watch gives up on the candidate, before the commit, if it says nothing for silence;
+// it announces each hook that it calls. heard is called whenever it says something.
+func (c *Candidate) Watch(silence time.Duration, heard func()) { c.silence, c.heard = silence, heard }
 
 // TakesDoubtful reports whether the candidate can take the states of some modules
 // after those of the others.
@@ -371,7 +377,7 @@ func Collect() {
 // expect receives messages until the wanted one comes.
 func (c *Candidate) expect(ctx context.Context, want, stage string) error {
 	for {
-		m, files, err := c.link.receive(ctx)
+		m, files, err := c.hear(ctx)
 		closeAll(files)
 		if err != nil {
 			return c.failure(stage, err)
@@ -396,6 +402,20 @@ func (c *Candidate) expect(ctx context.Context, want, stage string) error {
 			return c.failure(stage, fmt.Errorf("got %q while waiting for %q: %w", m.Type, want, errGarbage))
 		}
 	}
+}
+
+// hear waits for the next message.
+func (c *Candidate) hear(ctx context.Context) (m message, files []file, err error) {
+	if c.silence > 0 && !c.commitSent {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.silence)
+		defer cancel()
+	}
+	m, files, err = c.link.receive(ctx)
+	if c.heard != nil {
+		c.heard()
+	}
+	return m, files, err
 }
 
 // failure adds to err, as far as is known, where the candidate was and how it

@@ -256,6 +256,43 @@ func TestConversation_theOldGenerationDies(t *testing.T) {
 	}
 }
 
+// TestConversation_silence: a candidate may take long for many hooks, if it says which,
+// but not stand still for longer than one may take.
+func TestConversation_silence(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		c := converse(t)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if _, err := c.old.Hello(c.step(), Hello{Generation: 2}); err != nil {
+				t.Error(err)
+			}
+			for i := range 20 {
+				time.Sleep(stepTime * 9 / 10)
+				c.old.Progress(c.step(), StagePrepare, fmt.Sprint("m", i))
+			}
+		}()
+		if err := c.candidate.greet(c.step(), 0); err != nil {
+			t.Fatal(err)
+		}
+		heard := 0
+		c.candidate.Watch(stepTime, func() { heard++ })
+		began := time.Now()
+		long, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		err := c.candidate.Welcome(long, Welcome{})
+		where := (*UpgradeError)(nil)
+		if !errors.As(err, &where) || where.Module != "m19" || !strings.Contains(err.Error(), "did not answer in time") {
+			t.Errorf("Welcome = %v, want that it stands still in m19", err)
+		}
+		if took := time.Since(began); took != 20*stepTime*9/10+stepTime || heard != 21 {
+			t.Errorf("it took %v and %d signs of life", took, heard)
+		}
+		c.candidate.Kill()
+		<-done
+	})
+}
+
 // TestConversation_handedBack: an unhealthy candidate returns everything, and
 // keeps what the old generation does not take.
 func TestConversation_handedBack(t *testing.T) {

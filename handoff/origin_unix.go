@@ -21,6 +21,31 @@ const maxOrigin = 120 << 10
 type origin struct {
 	Env   []string `json:"env"`
 	Umask int      `json:"umask"`
+
+	Limits map[int]syscall.Rlimit `json:"limits"` // by resource
+}
+
+// resources is how many kinds of limits Linux has; others have fewer.
+const resources = 16
+
+func limits() map[int]syscall.Rlimit {
+	have := map[int]syscall.Rlimit{}
+	for i := range resources {
+		var l syscall.Rlimit
+		if syscall.Getrlimit(i, &l) == nil {
+			have[i] = l
+		}
+	}
+	return have
+}
+
+// setLimits sets limits as they were. One that was lowered for good stays so.
+func setLimits(to map[int]syscall.Rlimit) {
+	for i, have := range limits() {
+		if want, ok := to[i]; ok && want != have {
+			syscall.Setrlimit(i, &want)
+		}
+	}
 }
 
 // ownVariables are those that a generation gives to the next one.
@@ -41,11 +66,12 @@ func claimOrigin() (text string) {
 	if text == "" || json.Unmarshal([]byte(text), &o) != nil {
 		mask := syscall.Umask(0)
 		syscall.Umask(mask)
-		o = origin{Env: slices.DeleteFunc(os.Environ(), isOwn), Umask: mask}
+		o = origin{Env: slices.DeleteFunc(os.Environ(), isOwn), Umask: mask, Limits: limits()}
 		data, _ := json.Marshal(o) // only text and a number
 		return string(data)
 	}
 	syscall.Umask(o.Umask)
+	setLimits(o.Limits)
 	have := slices.DeleteFunc(os.Environ(), isOwn)
 	if slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(o.Env))) {
 		return text

@@ -291,11 +291,15 @@ func (p *Project) Command(args ...string) (stdout, stderr string, code int) {
 
 func (p *Project) TryStatus() (*client.Status, error) {
 	out, errs, code := p.Command("status", "--json")
-	if code != 0 {
+	if code != 0 && out == "" {
 		return nil, errors.New(errs)
 	}
 	s := new(client.Status)
-	return s, json.Unmarshal([]byte(out), s)
+	err := json.Unmarshal([]byte(out), s)
+	if err == nil && (code == client.ExitFailed) != (s.State == client.Degraded) {
+		err = fmt.Errorf("status --json ends with %d in state %s", code, s.State)
+	}
+	return s, err
 }
 
 func (p *Project) Status() *client.Status {

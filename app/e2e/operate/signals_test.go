@@ -157,6 +157,18 @@ func TestStopCommand(t *testing.T) {
 	}
 }
 
+// TestAStopIsBounded: what the parts of a program may take together is not for ever.
+func TestAStopIsBounded(t *testing.T) {
+	t.Parallel()
+	p, _, address := e2etest.Zoo(t, "drain: 500ms", "drain: 1h\n  stop_timeout: 500ms")
+	go e2etest.Do(http.MethodGet, "http://"+address+"/zoo/slow?ms=60000&mark=1", "")
+	p.Wait("the request to be handled", func() bool { _, err := os.Stat(p.Path("slow")); return err == nil })
+	p.Check(p.Cmd.Process.Signal(e2etest.Sigterm))
+	if code := p.Ended(); code != 1 || !strings.Contains(p.Printed(), "did not stop in time") {
+		t.Errorf("run ended with %d, want 1 and that it was cut", code)
+	}
+}
+
 // TestConfigCommand shows what is in force and where it comes from.
 func TestConfigCommand(t *testing.T) {
 	t.Parallel()

@@ -118,6 +118,7 @@ type Serving struct {
 	Degraded  bool              `json:"degraded,omitempty"`
 	QueueMS   int64             `json:"queue_ms"` // how long clients may wait for a restart after a crash
 	StopMS    int64             `json:"stop_ms"`  // the longest that a graceful stop may take
+	StartMS   int64             `json:"start_ms"` // the longest that a start may take
 
 	RestartOlderBuild bool `json:"restart_older_build,omitempty"`
 

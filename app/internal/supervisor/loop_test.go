@@ -94,7 +94,7 @@ func TestStop(t *testing.T) {
 		{"too slowly", func(_ *world, k *fakeWorker) {
 			k.hears(control.TypeStop)
 			time.Sleep(3 * time.Second)
-		}, 1, "the modules did not stop in time: killing them"},
+		}, 1, "the program did not stop in time: killing it"},
 		{"at once, when told twice", func(w *world, k *fakeWorker) {
 			k.hears(control.TypeStop)
 			time.Sleep(secondTime)

@@ -119,7 +119,7 @@ func (s *supervisor) loop() int {
 		case status := <-s.workers.first.exited:
 			s.firstExited(status)
 		case <-s.stop.deadline:
-			s.printf("the modules did not stop in time: killing them")
+			s.printf("the program did not stop in time: killing it")
 			s.stop.code = 1
 			s.killAll()
 		case <-s.looks():

@@ -50,6 +50,11 @@ func (w *worker) unwatch() {
 	}
 }
 
+// startTime is the longest that a start of its build may take.
+func (w *worker) startTime() time.Duration {
+	return max(time.Duration(w.says.StartMS)*time.Millisecond, 2*w.stopTime())
+}
+
 // workers holds the processes of the program that are alive, as far as is known.
 type workers struct {
 	linked      map[int]*worker // by generation
@@ -206,7 +211,7 @@ func (s *supervisor) servesFirst(w *worker) {
 	s.keep(w)
 	s.after(stableTime, servedLong{w})
 	s.crashes.mayOlder = w.says.RestartOlderBuild
-	s.crashes.startLimit = 2 * w.stopTime()
+	s.crashes.startLimit = w.startTime()
 	s.setHotReload(w.says.HotReload)
 	if r := w.says.Report; r != nil {
 		report := *r
@@ -371,7 +376,7 @@ func (s *supervisor) servingDied(w *worker) {
 	for _, other := range s.workers.linked {
 		s.send(other, control.Message{Type: control.TypeExpedite})
 	}
-	limit := w.stopTime() + answerTime
+	limit := w.startTime()/2 + answerTime
 	s.after(limit, takeoverLate{w, limit})
 }
 

@@ -73,6 +73,8 @@ type generation struct {
 	routes   *routes
 	listen   map[string]string // owner -> address; "" is HTTP
 
+	beats beats
+
 	listeners  []ownedListener
 	untilFinal []net.Listener // those of earlier generations that end when this one is final
 
@@ -208,8 +210,8 @@ func (g *generation) assemble(progress func(stage, module string)) (*moduleSet, 
 	if err != nil {
 		return nil, err
 	}
-	set.started = g.routes.started
-	g.routes.development = g.cfg.App.HotReload
+	set.started, set.beat = g.routes.started, g.beat
+	g.routes.development, g.routes.guard = g.cfg.App.HotReload, newGuard(g.cfg.App)
 	g.routes.begin()
 	security, err := loadTLS(g.cfg)
 	if err != nil {
@@ -315,6 +317,7 @@ func (g *generation) report(upgrade *control.Report) {
 		Modules:   []client.Module{},
 		Packages:  map[string]string{},
 		StopMS:    g.limits().stop().Milliseconds(),
+		StartMS:   (2 * g.limits().allHooks()).Milliseconds(),
 		QueueMS:   g.cfg.App.CrashQueue.Milliseconds(),
 		Report:    upgrade,
 
@@ -335,7 +338,7 @@ func (g *generation) report(upgrade *control.Report) {
 // limits returns the limits of this generation alone.
 func (g *generation) limits() limits {
 	app := g.cfg.App
-	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, run: app.RunTimeout, drain: app.Drain, maxFreeze: app.MaxFreeze}
+	return limits{modules: len(g.cfg.Modules), hook: app.HookTimeout, run: app.RunTimeout, drain: app.Drain, maxFreeze: app.MaxFreeze, stopMost: app.StopTimeout}
 }
 
 // send queues a message to the supervisor. If the supervisor is gone, this

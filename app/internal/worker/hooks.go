@@ -157,6 +157,7 @@ const lateTime = 50 * time.Millisecond
 // call runs a hook with its deadline and turns a panic into an error. A hook
 // that misses its deadline is left behind: its goroutine ends when it returns.
 func (s *moduleSet) call(ctx context.Context, h contract.Hook, f func(context.Context) error) error {
+	s.alive()
 	limit := s.hook
 	if debugged() {
 		limit = 24 * time.Hour

@@ -18,6 +18,7 @@ type limits struct {
 	run       time.Duration
 	drain     time.Duration
 	maxFreeze time.Duration
+	stopMost  time.Duration // 0 for no limit but that of the hooks
 }
 
 // use makes the settings those of a reload.
@@ -27,6 +28,13 @@ func (l *limits) use(t terms) {
 
 // slack is for what a process does besides its hooks.
 func (l limits) slack() time.Duration { return l.hook + time.Second }
+
+// one is for a process to call one hook.
+func (l limits) one() time.Duration { return l.hook + l.slack() }
+
+// quiet is for the end of Run and of everything else that works, and for the first
+// Shutdown.
+func (l limits) quiet() time.Duration { return l.one() + 2*l.hook + l.run + cutTime }
 
 func (l limits) bound(hooks ...contract.Hook) time.Duration {
 	return contract.Bound(l.modules, l.hook, hooks...) + l.slack()
@@ -111,10 +119,18 @@ func (l limits) silence() time.Duration {
 // them.
 const forceTime = time.Second
 
-// stop is the longest that a graceful stop of the program may take.
-func (l limits) stop() time.Duration {
+// allHooks is how long the program takes to stop if every hook takes its whole time.
+func (l limits) allHooks() time.Duration {
 	stages := contract.InStage(contract.Old, handoff.StageShutdown)
 	return l.drain + forceTime + contract.Bound(l.modules, l.hook, stages...) + time.Second
+}
+
+// stop is the longest that a graceful stop of the program may take.
+func (l limits) stop() time.Duration {
+	if l.stopMost > 0 {
+		return min(l.stopMost, l.allHooks())
+	}
+	return l.allHooks()
 }
 
 // headroom is how many descriptors stay free of connections: for what modules

@@ -50,6 +50,8 @@ type moduleSet struct {
 	// progress is called before each hook, with its stage and module.
 	progress func(stage, module string)
 
+	beat func() // called before each hook; may be nil
+
 	// started is called for each module after its Initialize has succeeded.
 	started func(name string, m modules.Module)
 }
@@ -81,6 +83,13 @@ func newModuleSet(cfg *config.Config, compiled modules.List, root *eventbus.Root
 		s.list = append(s.list, newInstance(m.Name, value, modules.Config{Name: m.Name, Log: log.With("module", m.Name), Section: m.Config, Caller: call}))
 	}
 	return s, s.sort(cfg)
+}
+
+// alive says that this process is.
+func (s *moduleSet) alive() {
+	if s.beat != nil {
+		s.beat()
+	}
 }
 
 // newInstance takes a value fresh from its factory, which [contract.New] has

@@ -105,7 +105,11 @@ func (g *generation) startAgainLocked(from remains) restarted {
 
 // freshSet makes fresh values of all modules.
 func (g *generation) freshSet() (*moduleSet, error) {
-	return newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
+	s, err := newModuleSet(g.cfg, g.opts.Modules, g.bus, g.log, g.routes.call, silent)
+	if err == nil {
+		s.beat = g.beat
+	}
+	return s, err
 }
 
 // refill gives in, a fresh value in place of before, its state: what the candidate

@@ -26,7 +26,8 @@ type routes struct {
 	// yet, so that they can call each other; nil otherwise.
 	starting atomic.Pointer[map[string]http.Handler]
 
-	development bool // hot_reload is on
+	development bool   // hot_reload is on
+	guard       *guard // nil for none
 
 	mu    sync.Mutex     // guards calls
 	calls map[string]int // calls from other modules, by the module called
@@ -153,6 +154,10 @@ func (u unavailable) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (r *routes) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if why := r.guard.refuses(req); why != "" {
+		http.Error(w, why, http.StatusForbidden)
+		return
+	}
 	t := r.table.Load()
 	for _, x := range t.list {
 		if inner := below(req, x.path); inner != nil {

@@ -124,6 +124,7 @@ func (g *generation) stop() int {
 	}
 	g.starting.Lock()
 	defer g.starting.Unlock()
+	g.announce(handoff.StageShutdown, g.limits().one(), true)
 	if err := g.set.shutdown(context.Background(), mustStop); err != nil {
 		g.log.Error("shutdown failed", "err", err)
 		code = client.ExitFailed

@@ -122,8 +122,21 @@ func (s *moduleSet) restoreOne(states *handoff.States, in *instance) error {
 func (s *moduleSet) readBack(states *handoff.States, in *instance) error {
 	version, _ := states.Version(in.name)
 	return states.Read(in.name, func(r *handoff.StateReader) error {
-		return contract.Protect(contract.Restore.Name, func() error { return contract.Read(in.module.(modules.Stateful).State(), version, r) })
+		return contract.Protect(contract.Restore.Name, func() error {
+			return contract.Read(in.module.(modules.Stateful).State(), version, reading{r, s.alive})
+		})
 	})
+}
+
+// reading calls read before each read.
+type reading struct {
+	io.Reader
+	read func()
+}
+
+func (r reading) Read(p []byte) (int, error) {
+	r.read()
+	return r.Reader.Read(p)
 }
 
 // accepts checks, before anything is touched, that the states of the old

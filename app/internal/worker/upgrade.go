@@ -70,7 +70,7 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 		return true
 	}
 	if a.spare != nil {
-		a.announce(client.StageRollback, a.limits().leave())
+		a.g.announce(client.StageRollback, a.limits().one(), true)
 		a.discardSpare() // before the answer: a failed reload leaves nothing behind
 	}
 	a.fail(err)
@@ -81,15 +81,14 @@ func (g *generation) upgrade(ctx context.Context, order control.Upgrade, expedit
 // stage announces the next stage and its limit to the supervisor. If the stage
 // takes longer, this process is stuck and the supervisor kills it.
 func (a *attempt) stage(name client.Stage, limit time.Duration) {
-	a.announce(name, limit)
+	a.g.announce(name, limit, false)
 	failpoint.At(failpoint.Old, "at", string(name))
 }
 
-func (a *attempt) announce(name client.Stage, limit time.Duration) {
-	if debugged() {
-		limit = 0
-	}
-	a.g.send(control.Message{Type: control.TypeStage, Stage: &control.Stage{Name: name, LimitMS: limit.Milliseconds()}})
+// hookStage is stage for one in which hooks are called: limit is that of each.
+func (a *attempt) hookStage(name client.Stage, limit time.Duration) {
+	a.g.announce(name, limit, true)
+	failpoint.At(failpoint.Old, "at", string(name))
 }
 
 // lap records how long a stage took.
@@ -116,7 +115,8 @@ func (a *attempt) prepare(ctx context.Context) (err error) {
 	a.lap("start", began)
 	began = time.Now()
 	patience := a.limits().prepare()
-	a.stage(handoff.StagePrepare, patience+a.limits().leave())
+	a.hookStage(handoff.StagePrepare, a.limits().one())
+	a.candidate.Watch(a.limits().one(), g.beat)
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	spare := make(chan error, 1)
@@ -341,7 +341,7 @@ func (a *attempt) quiet() error {
 // later ones are commit's.
 func (a *attempt) handOver(ctx context.Context) error {
 	g, began := a.g, time.Now()
-	a.stage(handoff.StageShutdown, a.limits().shutdown())
+	a.hookStage(handoff.StageShutdown, a.limits().quiet())
 	if err := a.quiet(); err != nil {
 		return err
 	}
@@ -350,7 +350,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 	hooks := context.WithoutCancel(ctx) // they have their own deadlines
 	g.set.apply(a.terms)
 	err := g.set.shutdown(hooks, a.mayFailToStop)
-	a.stage(handoff.StageExport, a.limits().export())
+	a.hookStage(handoff.StageExport, a.limits().one())
 	states, exportErr := g.set.export(hooks, a.mayFailToExport)
 	a.states = states
 	a.lap("shutdown", began)
@@ -365,7 +365,7 @@ func (a *attempt) handOver(ctx context.Context) error {
 
 	began = time.Now()
 	patience := a.limits().restore()
-	a.stage(handoff.StageRestore, patience+a.limits().leave())
+	a.hookStage(handoff.StageRestore, a.limits().one())
 	limit, cancel := context.WithTimeout(ctx, patience)
 	err = a.transfer(limit, states)
 	cancel()
@@ -455,6 +455,7 @@ func (a *attempt) kill() {
 
 // await gives a failed candidate the time to shut its modules down.
 func (a *attempt) await() {
+	a.g.announce(client.StageRollback, a.limits().leave()+a.limits().one(), false)
 	ctx, cancel := context.WithTimeout(context.Background(), a.limits().leave())
 	defer cancel()
 	a.candidate.AwaitExit(ctx)
@@ -465,7 +466,7 @@ func (a *attempt) await() {
 // from the states that this generation has exported. more, if not nil, adopts
 // connections that come back.
 func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serve.Detached))) {
-	a.stage(client.StageRollback, a.limits().rollback()+a.limits().leave())
+	a.hookStage(client.StageRollback, a.limits().one())
 	if a.handed != nil {
 		a.handed.Stop()
 	}
@@ -489,6 +490,7 @@ func (a *attempt) rollBack(returned *handoff.States, more func(adopt func([]serv
 // dismiss ends a candidate that has only prepared. Its modules have the time to
 // shut down.
 func (a *attempt) dismiss() {
+	a.g.announce(client.StageRollback, a.limits().leave()+a.limits().one(), false)
 	ctx, cancel := context.WithTimeout(context.Background(), a.limits().leave())
 	defer cancel()
 	a.candidate.Dismiss(ctx)
@@ -497,6 +499,7 @@ func (a *attempt) dismiss() {
 // fail reports why the upgrade failed. The supervisor then publishes the failure
 // or retries, once the sources are quiet.
 func (a *attempt) fail(err error) {
+	a.g.endBeats()
 	a.countCut()
 	r := &control.Report{
 		Generation: a.order.Generation,
