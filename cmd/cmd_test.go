@@ -118,7 +118,7 @@ func TestClients_findNobody(t *testing.T) {
 	dir := inFolder(t, "app: {run_dir: elsewhere}\n")
 	for _, command := range []string{"reload", "status", "events"} {
 		stdout, stderr, code := commandLine(t, command)
-		want := "nothing is running: nobody answers at " + filepath.Join(dir, "elsewhere", "control.sock") + "\n"
+		want := "nothing is running: nobody answers at " + filepath.Join(dir, "elsewhere", "control.sock") + " (app.run_dir is relative to the working directory)\n"
 		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 			want = strings.Replace(want, dir, resolved, 1)
 			stderr = strings.Replace(stderr, dir, resolved, 1)

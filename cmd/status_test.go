@@ -22,7 +22,7 @@ supervisor 70, hot reload on, listening on 127.0.0.1:8080
 last crash: generation 5 at 2026-01-02 03:04:05: exit status 2; state lost: counter
 last reload: unchanged: the build is the one that serves, generation 7, after 3 ms
 `
-	if code != 0 || stderr != "" || stdout != want {
+	if code != client.ExitFailed || stderr != "" || stdout != want {
 		t.Errorf("exit code %d, %q, %s; want\n%s", code, stderr, stdout, want)
 	}
 }
@@ -31,7 +31,7 @@ func TestStatus_json(t *testing.T) {
 	inFolder(t, "app:\n")
 	answering(t, `{"type":"status","status":`+someStatus+`}`)
 	stdout, _, code := commandLine(t, "status", "--json")
-	if code != 0 || strings.Count(stdout, "\n") != 1 || !strings.Contains(stdout, `"state":"degraded"`) || !strings.Contains(stdout, `"last_reload":{"outcome":"unchanged"`) {
+	if code != client.ExitFailed || strings.Count(stdout, "\n") != 1 || !strings.Contains(stdout, `"state":"degraded"`) || !strings.Contains(stdout, `"last_reload":{"outcome":"unchanged"`) {
 		t.Errorf("exit code %d, %s", code, stdout)
 	}
 }

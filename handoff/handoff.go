@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -165,6 +166,13 @@ func (u *Upgrader) Sockets() (keys []string, files []*os.File, err error) {
 func FirstEnv(n, lockFD int, sockets []string) []string {
 	// This program may itself have been started by one that uses tableflip.
 	env := []string{envGeneration + "=" + strconv.Itoa(n), envLock + "=" + strconv.Itoa(lockFD), envSentinel + "=", envOrigin + "="}
+	// Without links, which may mean another folder when the next generation starts:
+	// tableflip starts it where this one believes to be.
+	if dir, err := os.Getwd(); err == nil {
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			env = append(env, "PWD="+real)
+		}
+	}
 	if len(sockets) > 0 {
 		text, _ := json.Marshal(keptSockets{lockFD + 1, sockets}) // only text and a number
 		env = append(env, envSockets+"="+string(text))

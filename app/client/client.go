@@ -40,11 +40,12 @@ type EventsRequest struct {
 // NotRunningError says that nothing answers at a control socket.
 type NotRunningError struct {
 	Path string // absolute
+	hint string
 	Err  error
 }
 
 func (e *NotRunningError) Error() string {
-	return "nothing is running: nobody answers at " + e.Path
+	return "nothing is running: nobody answers at " + e.Path + e.hint
 }
 
 func (e *NotRunningError) Unwrap() error { return e.Err }
@@ -198,10 +199,11 @@ func dial(runDir string) (*wire.Conn, error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("the program does not answer; is it stopped? %w", err)
 	}
-	if abs, absErr := filepath.Abs(path); absErr == nil {
-		path = abs
+	hint := ""
+	if abs, absErr := filepath.Abs(path); absErr == nil && abs != path {
+		path, hint = abs, " (app.run_dir is relative to the working directory)"
 	}
-	return nil, &NotRunningError{path, err}
+	return nil, &NotRunningError{path, hint, err}
 }
 
 // receive waits for a message of the wanted type, or for the end.

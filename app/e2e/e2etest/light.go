@@ -102,12 +102,18 @@ func (p *Project) Configure(edits ...string) {
 }
 
 // StartWith starts run with env added to the environment.
-func (p *Project) StartWith(env ...string) {
+func (p *Project) StartWith(env ...string) { p.start(p.Dir, env...) }
+
+// StartIn starts run in a folder of the project, as a shell does that has come there by
+// way of a link.
+func (p *Project) StartIn(name string) { p.start(p.Path(name), "PWD="+p.Path(name)) }
+
+func (p *Project) start(dir string, env ...string) {
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	p.Check(err)
 	defer log.Close()
 	cmd := exec.Command("bin/orchestrator", "run")
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = p.Dir, append(Environ, env...), log, log
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(Environ, env...), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.Check(cmd.Start())
 	p.Began(cmd)
