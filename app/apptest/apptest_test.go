@@ -25,11 +25,17 @@ type number struct{ N int }
 func good() *apptest.Hostile { return &apptest.Hostile{Value: &number{}} }
 
 func use(m modules.Module) error {
-	if n, ok := m.(*apptest.Hostile).Value.(*number); ok {
-		n.N = 7
+	switch v := m.(*apptest.Hostile).Value.(type) {
+	case *number:
+		v.N = 7
+	case *shares:
+		v.A.N++
 	}
 	return nil
 }
+
+// shares has one number in two places, which are two numbers after a reload.
+type shares struct{ A, B *number }
 
 func TestAGoodModulePasses(t *testing.T) {
 	apptest.Run(t, apptest.Case{New: func() modules.Module { return good() }, Use: use, Golden: "testdata/number"})
@@ -75,6 +81,17 @@ func TestTheKitFinds(t *testing.T) {
 		{"a state that panics on garbage", "panicked: runtime error: index out of range", func(h *apptest.Hostile) func() { h.Value = &steady{}; return nil }},
 		{"a Migrate that accepts anything", `version 0 of a state, "garbage", gave <nil>; want an error`, func(h *apptest.Hostile) func() {
 			h.Version, h.Migrate = 1, func(int, func(any) error) error { return nil }
+			return nil
+		}},
+		{"a part of the state in two places", "is a part of it shared", func(h *apptest.Hostile) func() {
+			h.Value = &shares{}
+			h.OnInitialize = func(context.Context) error {
+				if v := h.Value.(*shares); v.A == nil {
+					v.A = &number{}
+					v.B = v.A
+				}
+				return nil
+			}
 			return nil
 		}},
 		{"an unexported field", "an unexported field would be lost", func(h *apptest.Hostile) func() { h.Value = &struct{ n int }{}; return nil }},

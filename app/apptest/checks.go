@@ -40,6 +40,7 @@ var checks = []check{
 	{"requests are answered, from the first one on", answers, []contract.Hook{contract.ServeHTTP}},
 	{"connections are handed on, and end with their client", connections, []contract.Hook{contract.HandleConn}},
 	{"the state survives", survives, []contract.Hook{contract.State, contract.Export, contract.Restore}},
+	{"the state is the same in memory as through the export", carries, []contract.Hook{contract.State, contract.Export, contract.Restore}},
 	{"a garbage state is refused", garbage, []contract.Hook{contract.Restore}},
 	{"golden states load", golden, []contract.Hook{contract.Restore}},
 }
@@ -287,6 +288,64 @@ func survives(l *life) error {
 		return fmt.Errorf("after Initialize and Shutdown the state is %.200q, %v; restored was %.200q: Initialize must not change what State points to", got, err, want)
 	}
 	return nil
+}
+
+// carries checks that a rollback, which gives the value in memory to a fresh module,
+// leads to the same as a reload, which exports and restores it. They differ if parts of
+// the value are shared, or if something is not exported.
+func carries(l *life) error {
+	if l.fresh().state() == nil || l.c.Use == nil {
+		return nil
+	}
+	// again uses a module that has got the state of another in some way.
+	again := func(pass func(from, to *instance) error) ([]byte, error) {
+		from, to := l.fresh(), l.fresh()
+		if err := from.used(); err != nil {
+			return nil, err
+		}
+		if err := pass(from, to); err != nil {
+			return nil, err
+		}
+		if err := to.used(); err != nil {
+			return nil, err
+		}
+		return to.export()
+	}
+	exported := func(from, to *instance) error {
+		text, err := from.export()
+		if err != nil {
+			return err
+		}
+		return to.restore(to.state().Version, text)
+	}
+	inMemory := func(from, to *instance) error {
+		err := contract.Carry(*from.state(), *to.state())
+		if errors.Is(err, contract.ErrEncodesItself) {
+			return exported(from, to)
+		}
+		return err
+	}
+	want, err := again(exported)
+	if err != nil {
+		return err
+	}
+	if twice, err := again(exported); err != nil || !bytes.Equal(twice, want) {
+		return err // Case.Use does something else each time
+	}
+	got, err := again(inMemory)
+	if err == nil && !bytes.Equal(got, want) {
+		err = fmt.Errorf("carried in memory and used again the state is %.200q; exported, restored and used again it is %.200q: is a part of it shared, or not exported?", got, want)
+	}
+	return err
+}
+
+// used starts the module, uses it and shuts it down.
+func (i *instance) used() error {
+	err := i.start()
+	if err == nil {
+		err = i.l.c.Use(i.m)
+	}
+	return errors.Join(err, i.shutdown())
 }
 
 func garbage(l *life) error {
