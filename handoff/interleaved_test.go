@@ -67,6 +67,7 @@ type side struct {
 	dead    bool
 	serving bool
 	has     map[string]bool // connections that it reads from
+	read    map[string]bool // those that it has read from and not given back
 	passed  bool            // it has the states
 }
 
@@ -158,8 +159,15 @@ func (s *side) serve(conns []Conn) {
 func (s *side) take(conns []Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	other := s.play.new
+	if s == other {
+		other = s.play.old
+	}
 	for _, c := range conns {
-		s.has[c.Owner] = true
+		s.has[c.Owner], s.read[c.Owner] = true, true
+		if other.read[c.Owner] {
+			s.fault("connection %s goes on in one process, and the other has read from it", c.Owner)
+		}
 	}
 }
 
@@ -167,7 +175,7 @@ func (s *side) take(conns []Conn) {
 func (s *side) give() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.serving, s.has = false, map[string]bool{}
+	s.serving, s.has, s.read = false, map[string]bool{}, map[string]bool{}
 }
 
 // pointLink is a link on which a process may fail.
@@ -352,8 +360,8 @@ func perform(t *testing.T, headache bool, setbacks []setback) (faults []string, 
 	synctest.Test(t, func(t *testing.T) {
 		c := converse(t)
 		p := &play{t: t, c: c, headache: headache}
-		p.old = &side{old: true, play: p, setbacks: setbacks, serving: true, has: map[string]bool{}}
-		p.new = &side{play: p, setbacks: setbacks, has: map[string]bool{}}
+		p.old = &side{old: true, play: p, setbacks: setbacks, serving: true, has: map[string]bool{}, read: map[string]bool{}}
+		p.new = &side{play: p, setbacks: setbacks, has: map[string]bool{}, read: map[string]bool{}}
 		for _, s := range []*side{p.old, p.new} {
 			s.life, s.end = context.WithCancel(t.Context())
 			defer s.end()
