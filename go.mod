@@ -3,6 +3,7 @@ module example.org/orchestrator
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.1.0
 	github.com/cloudflare/tableflip v1.2.3
 	github.com/creack/pty v1.1.24
 	github.com/fsnotify/fsnotify v1.10.1

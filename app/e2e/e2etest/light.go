@@ -71,7 +71,7 @@ func (p *Project) ReserveAddress() string {
 			reserved.Close()
 			continue
 		}
-		p.reserved = reserved
+		p.reserved = append(p.reserved, reserved)
 		return address
 	}
 }

@@ -42,7 +42,7 @@ type Project struct {
 	Exit chan error
 	Done bool
 
-	reserved io.Closer // keeps other tests from its address
+	reserved []io.Closer // keep other tests from its addresses
 }
 
 // Environ is the environment of all commands. With it all copies share one build
@@ -236,8 +236,8 @@ func (p *Project) Processes() (pids []int) {
 }
 
 func (p *Project) CleanUp() {
-	if p.reserved != nil {
-		defer p.reserved.Close()
+	for _, r := range p.reserved {
+		defer r.Close()
 	}
 	defer func() {
 		if strings.Contains(p.Printed(), "WARNING: DATA RACE") {
