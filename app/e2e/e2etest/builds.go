@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -148,30 +149,70 @@ func makePair(dir string) error {
 	if err := goBuild(Repository(), filepath.Join(dir, "old"), flags...); err != nil {
 		return err
 	}
-	source := filepath.Join(Repository(), "modules/counter/counter.go")
-	text, err := os.ReadFile(source)
-	if err != nil {
-		return err
-	}
-	edited := string(text)
-	for _, edit := range newCounter {
-		was := edited
-		if edited = strings.Replace(was, edit[0], edit[1], 1); edited == was {
-			return fmt.Errorf("counter.go has no %q any more", edit[0])
+	return buildEdited(dir, "new", map[string][][2]string{"modules/counter/counter.go": newCounter}, flags...)
+}
+
+// buildEdited builds this repository with some files edited: each edit is an old and a
+// new text. The result is dir/name.
+func buildEdited(dir, name string, files map[string][][2]string, flags ...string) error {
+	replace := map[string]string{}
+	for file, edits := range files {
+		source := filepath.Join(Repository(), file)
+		text, err := os.ReadFile(source)
+		if err != nil {
+			return err
 		}
+		edited := string(text)
+		for _, edit := range edits {
+			was := edited
+			if edited = strings.Replace(was, edit[0], edit[1], 1); !strings.Contains(was, edit[0]) {
+				return fmt.Errorf("%s has no %q any more", file, edit[0])
+			}
+		}
+		changed := filepath.Join(dir, name+"-"+filepath.Base(file))
+		if err := os.WriteFile(changed, []byte(edited), 0o644); err != nil {
+			return err
+		}
+		replace[source] = changed
 	}
-	changed, overlay := filepath.Join(dir, "counter.go"), filepath.Join(dir, "overlay.json")
-	if err := os.WriteFile(changed, []byte(edited), 0o644); err != nil {
-		return err
-	}
-	data, err := json.Marshal(map[string]any{"Replace": map[string]string{source: changed}})
+	overlay := filepath.Join(dir, name+"-overlay.json")
+	data, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(overlay, data, 0o644); err != nil {
 		return err
 	}
-	return goBuild(Repository(), filepath.Join(dir, "new"), append(flags, "-overlay", overlay)...)
+	return goBuild(Repository(), filepath.Join(dir, name), append(flags, "-overlay", overlay)...)
+}
+
+// Walk are builds of different times: what a program may be upgraded from and to.
+type Walk struct {
+	Early  string // speaks only the protocol before the present one
+	Raised string // its counter has a newer version of the state, and it speaks one more protocol
+	Alien  string // speaks only a protocol to come
+}
+
+// WalkBuilds returns them.
+var WalkBuilds = sync.OnceValues(func() (Walk, error) {
+	dir, err := cached("walk", makeWalk)
+	return Walk{filepath.Join(dir, "early"), filepath.Join(dir, "raised"), filepath.Join(dir, "alien")}, err
+})
+
+func makeWalk(dir string) error {
+	speaks := func(newest, oldest int) [][2]string {
+		return [][2]string{
+			{"\tprotocol    = 2", fmt.Sprintf("\tprotocol    = %d", newest)},
+			{"\tminProtocol = 1", fmt.Sprintf("\tminProtocol = %d", oldest)},
+		}
+	}
+	raised := [][2]string{{"Version: 1, Value: &c.state}", "Version: 2, Value: &c.state, Migrate: func(_ int, decode func(any) error) error { return decode(&c.state) }}"}}
+	const messages = "handoff/message.go"
+	return errors.Join(
+		buildEdited(dir, "early", map[string][][2]string{messages: speaks(1, 1)}, "-tags=failpoints"),
+		buildEdited(dir, "raised", map[string][][2]string{messages: speaks(3, 1), "modules/counter/counter.go": raised}, "-tags=failpoints"),
+		buildEdited(dir, "alien", map[string][][2]string{messages: speaks(4, 4)}, "-tags=failpoints"),
+	)
 }
 
 // newCounter has the edits that make the second of the pair: old and new text.
