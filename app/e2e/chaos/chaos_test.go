@@ -7,7 +7,6 @@ package chaos_test
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -57,6 +56,8 @@ type world struct {
 	histories, operations, undecided int
 	reloaded, refused, losses        int
 	talked                           int
+
+	ended bool // the supervisor was killed
 }
 
 // round disturbs the program a few times, under load and reloads, lets it recover, and
@@ -100,7 +101,7 @@ func (w *world) round() {
 		time.Sleep(time.Duration(w.random.IntN(300)) * time.Millisecond) // a random instant
 		killed = w.disturb() || killed
 	}
-	w.recover(s)
+	w.recover()
 	time.Sleep(100 * time.Millisecond) // pace: some requests after it
 	close(stop)
 	use()
@@ -178,6 +179,7 @@ func (w *world) disturb() (killed bool) {
 	if w.random.IntN(5) < 2 {
 		if syscall.Kill(pid, syscall.SIGKILL) == nil {
 			w.kills++
+			w.ended = w.ended || pid == w.p.Cmd.Process.Pid
 		}
 		return true
 	}
@@ -191,20 +193,16 @@ func (w *world) disturb() (killed bool) {
 }
 
 // recover waits until the program serves again, and starts it if it has ended.
-func (w *world) recover(before *client.Status) {
+func (w *world) recover() {
 	p := w.p
-	if err := syscall.Kill(before.SupervisorPID, 0); err != nil || w.zombie(before.SupervisorPID) {
+	if w.ended {
+		w.ended = false
 		w.restarts++
 		p.Ended()
 		p.Wait("the workers of a dead supervisor to end", func() bool { return len(p.Processes()) == 0 })
 		p.StartWith()
 	}
 	w.settle()
-}
-
-func (w *world) zombie(pid int) bool {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || strings.Contains(string(data), ") Z ")
 }
 
 // settle waits until one generation serves and nothing is under way.
