@@ -29,6 +29,13 @@ soak: ## reload 1,000 times under load, every second time to a bad candidate
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestSoak -v ./app/e2e/soak
 	SOAK=1000 $(GO) test -count=1 -timeout 60m -run TestDescriptorsStayFlat -v ./app/e2e/connections
 
+CHAOS ?= 1h
+chaos: ## make everything fail at once: every two setbacks, random kills for an hour (CHAOS=1h), random builds
+	FAULTS=all $(GO) test -count=1 -timeout 30m -run TestInterleaved -v ./handoff
+	FAULTS=all $(GO) test -count=1 -timeout 30m -run TestActors -v ./app/internal/supervisor
+	WALK=3000 $(GO) test -count=1 -timeout 60m -run TestRandomWalk -v ./app/e2e/upgrade
+	CHAOS=$(CHAOS) $(GO) test -count=1 -timeout 120m -run TestChaos -v ./app/e2e/chaos
+
 bench: ## measure: from save to serving beside the peers, pauses, throughput, large states
 	$(GO) run ./cmd/bench save
 	$(GO) run ./cmd/bench failure
@@ -70,4 +77,4 @@ rename: ## give the module another path: make rename MODULE=github.com/you/orche
 	@old=$$($(GO) list -m) && git ls-files ':!CHANGELOG.md' ':!docs/decisions.md' | xargs grep -IlF "$$old" | xargs sed -i.bak "s#$$old#$(MODULE)#g" && git ls-files | sed 's/$$/.bak/' | xargs rm -f
 	gofmt -w . && $(GO) build ./...
 
-.PHONY: help build run test crash soak bench bench-heavy edits fuzz lint check fmt rename
+.PHONY: help build run test crash soak chaos bench bench-heavy edits fuzz lint check fmt rename

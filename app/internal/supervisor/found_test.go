@@ -190,3 +190,23 @@ func TestFound_aReloadBeforeAProgramThatCannotStart(t *testing.T) {
 		}
 	})
 }
+
+// TestFound_aGenerationThatDoesNotConfirm: whoever waits for the end of the probation is
+// answered, and told.
+func TestFound_aGenerationThatDoesNotConfirm(t *testing.T) {
+	inWorld(t, func(w *world) {
+		k := w.first()
+		r := w.reload(client.ReloadRequest{WaitProbation: true})
+		c := k.takesOver()
+		k.die(proc.Status{})
+		r.waits()
+		time.Sleep(confirmTime)
+		if o := r.gets(client.Reloaded); o.Probation != client.ProbationPending || !strings.Contains(o.String(), "does not say that it is final") {
+			t.Errorf("outcome = %v", &o)
+		}
+		c.says(control.Message{Type: control.TypeFinal, Final: &control.Final{Generation: 2, Probation: client.ProbationPassed}})
+		if o := w.status().LastReload; o.Probation != client.ProbationPassed {
+			t.Errorf("after it has: %v", o)
+		}
+	})
+}

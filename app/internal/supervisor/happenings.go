@@ -134,9 +134,10 @@ type (
 		died  *worker // the one that served
 		limit time.Duration
 	}
-	retryDue    struct{ snap *sources.Snapshot } // these were refused
-	restartDue  struct{ binary string }
-	restartLate struct {
+	retryDue         struct{ snap *sources.Snapshot } // these were refused
+	confirmationLate struct{ generation int }
+	restartDue       struct{ binary string }
+	restartLate      struct {
 		pid   int
 		limit time.Duration
 	}
@@ -155,6 +156,7 @@ func (h upgradeUnanswered) handle(s *supervisor) { s.unanswered(h.j, h.w) }
 func (h stageOver) handle(s *supervisor)         { s.stuck(h.w, h.stage) }
 func (h takeoverLate) handle(s *supervisor)      { s.killLate(h.died, h.limit) }
 func (h retryDue) handle(s *supervisor)          { s.retry(h.snap) }
+func (h confirmationLate) handle(s *supervisor)  { s.notConfirmed(h.generation) }
 func (h restartDue) handle(s *supervisor)        { s.restart(h.binary) }
 func (h restartLate) handle(s *supervisor)       { s.killStart(h.pid, h.limit) }
 func (h stopOver) handle(s *supervisor)          { s.stopTooLate() }

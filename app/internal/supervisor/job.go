@@ -262,6 +262,7 @@ func (s *supervisor) finish(o client.Outcome) {
 	waiting := j.requests
 	if o.Verdict == client.Reloaded { // not final yet, even without a probation
 		s.unconfirmed, waiting = newUnconfirmed(j, o)
+		s.awaitConfirmation()
 	}
 	for _, r := range waiting {
 		r.answer(o)

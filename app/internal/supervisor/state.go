@@ -79,7 +79,7 @@ var hearings = []hearing{
 	{control.TypeServing, always, (*supervisor).hearServing},
 	{control.TypeReport, whileUp, (*supervisor).hearReport},
 	{control.TypeStage, whileUp, (*supervisor).hearStage},
-	{control.TypeFinal, []state{upgrading, probation, stopping}, (*supervisor).hearFinal},
+	{control.TypeFinal, []state{serving, upgrading, probation, stopping}, (*supervisor).hearFinal},
 	{control.TypeDrained, always, (*supervisor).hearDrained},
 	{control.TypeSignal, always, (*supervisor).hearSignal},
 	{control.TypeUnclean, []state{stopping}, (*supervisor).hearUnclean},

@@ -303,8 +303,12 @@ func (s *supervisor) stuck(w *worker, stage *control.Stage) {
 
 // hearFinal is called when a candidate has become final.
 func (s *supervisor) hearFinal(_ *worker, m control.Message) {
-	if m.Final != nil && s.unconfirmed != nil && s.unconfirmed.generation == m.Final.Generation {
+	switch {
+	case m.Final == nil:
+	case s.unconfirmed != nil && s.unconfirmed.generation == m.Final.Generation:
 		s.endStandby(m.Final.Probation)
+	case s.last != nil && s.last.Generation == m.Final.Generation && s.last.Probation == client.ProbationPending:
+		s.last.Probation = m.Final.Probation // late
 	}
 	s.dropSockets()
 }
@@ -364,9 +368,38 @@ func (s *supervisor) gone(w *worker) {
 		}
 		ws.serving = nil
 	}
+	s.awaitConfirmation()
 	if ws.first.pid != w.pid {
 		s.restartIfGone()
 	}
+}
+
+// confirmTime is how long a generation may take to say that it is final once the one
+// before it is gone.
+const confirmTime = 10 * time.Second
+
+// awaitConfirmation begins that time if the generation before is gone.
+func (s *supervisor) awaitConfirmation() {
+	ws := &s.workers
+	if u := s.unconfirmed; u != nil && len(ws.linked) == 1 && ws.linked[u.generation] != nil {
+		s.after(confirmTime, confirmationLate{u.generation})
+	}
+}
+
+// notConfirmed ends the wait for a generation that does not say that it is final. It
+// cannot be anything else, but it may be stopped, or hang.
+func (s *supervisor) notConfirmed(generation int) {
+	u := s.unconfirmed
+	if u == nil || u.generation != generation || s.stop.begun {
+		return
+	}
+	note := fmt.Sprintf("generation %d does not say that it is final, though the one before it is gone: is it stopped?", generation)
+	s.printf("%s", note)
+	u.outcome.Notes = append(u.outcome.Notes, note)
+	if s.last != nil && s.last.Generation == generation {
+		s.last.Notes = append(s.last.Notes, note)
+	}
+	s.endStandby(client.ProbationPending)
 }
 
 // servingDied is called when w died while it served and others are left. One that
