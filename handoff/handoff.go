@@ -169,8 +169,8 @@ func FirstEnv(n, lockFD int, sockets []string) []string {
 	// Without links, which may mean another folder when the next generation starts:
 	// tableflip starts it where this one believes to be.
 	if dir, err := os.Getwd(); err == nil {
-		if real, err := filepath.EvalSymlinks(dir); err == nil {
-			env = append(env, "PWD="+real)
+		if folder, err := filepath.EvalSymlinks(dir); err == nil {
+			env = append(env, "PWD="+folder)
 		}
 	}
 	if len(sockets) > 0 {

@@ -60,7 +60,7 @@ type side struct {
 	play     *play
 	points   int
 	setbacks []setback
-	life     context.Context // ends with the process
+	life     func() context.Context // ends with the process
 	end      context.CancelFunc
 
 	mu      sync.Mutex // guards the fields below
@@ -349,7 +349,7 @@ func (p *play) waitGone(err error) {
 		return
 	}
 	p.c.old.Close()
-	p.c.old.Gone(p.new.life)
+	p.c.old.Gone(p.new.life())
 	p.new.point() // it may have been killed meanwhile
 }
 
@@ -363,8 +363,9 @@ func perform(t *testing.T, headache bool, setbacks []setback) (faults []string, 
 		p.old = &side{old: true, play: p, setbacks: setbacks, serving: true, has: map[string]bool{}, read: map[string]bool{}}
 		p.new = &side{play: p, setbacks: setbacks, has: map[string]bool{}, read: map[string]bool{}}
 		for _, s := range []*side{p.old, p.new} {
-			s.life, s.end = context.WithCancel(t.Context())
-			defer s.end()
+			life, end := context.WithCancel(t.Context())
+			s.life, s.end = func() context.Context { return life }, end
+			defer end()
 		}
 		c.candidate.link = &pointLink{c.candidate.link, p.old}
 		c.old.link = &pointLink{c.old.link, p.new}
