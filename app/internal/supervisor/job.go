@@ -74,6 +74,17 @@ func (j *job) overdue() bool {
 	return j.restarts >= maxCancelled || time.Since(j.began) >= maxWaiting && j.restarts > 0
 }
 
+// healed says that a mistake was undone: the last outcome is no longer how things are.
+func (s *supervisor) healed() {
+	n := s.workers.number()
+	if n == 0 || s.last == nil || s.last.Good() {
+		return
+	}
+	o := conclude(facts{end: endUnchanged, serving: n, generation: n})
+	s.last = &o
+	s.printf("undone: the sources are again those of generation %d, which serves", n)
+}
+
 // retry tries sources again that were refused, unless something else was tried since.
 func (s *supervisor) retry(snap *sources.Snapshot) {
 	if s.plan.refused != snap {
@@ -109,6 +120,9 @@ func (s *supervisor) look() {
 	alive := s.workers.serving != nil || s.state() == recovering || s.workers.notStarted
 	switch s.plan.wants(snap, j, alive, time.Now()) {
 	case wishMatches:
+		if s.plan.refused != nil {
+			s.healed()
+		}
 		s.plan.refused = nil
 	case wishReload:
 		s.start(&job{snap: snap})

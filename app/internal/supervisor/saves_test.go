@@ -421,3 +421,24 @@ func TestSave_isTriedAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestSave_thatIsUndone: what has healed is said, and status no longer shows the mistake.
+func TestSave_thatIsUndone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.first()
+		w.save("mistake\n")
+		w.builds().fails("hello.go:1: mistake")
+		time.Sleep(quietTime)
+		w.wantPrinted("build failed")
+		w.save("one\n")
+		w.buildsNothing()
+		w.wantPrinted("undone: the sources are again those of generation 1")
+		if o := w.status().LastReload; o == nil || o.Verdict != client.Unchanged || o.Error != "" {
+			t.Errorf("status says %+v", o)
+		}
+		w.save("one\n")
+		if n := strings.Count(w.printed(), "undone"); n != 1 {
+			t.Errorf("it says so %d times", n)
+		}
+	}, developing)
+}
