@@ -13,21 +13,27 @@ import (
 // findProgram returns the run_dir of the program with this configuration. A file that
 // was named with -c must say it: a typing error must not reach another program.
 func findProgram(c *cobra.Command, file string) (string, error) {
-	if !c.Flags().Changed("config") {
-		return config.RunDir(file), nil
-	}
-	runDir, err := config.FindRunDir(file)
-	if err != nil {
-		return "", &exitError{client.ExitUsage, fmt.Errorf("%w\nnothing was done", err)}
-	}
-	return runDir, nil
+	runDir, _, err := locate(c, file)
+	return runDir, err
 }
 
-// findSame is findProgram for commands that change something: the program that runs
-// there must have been started with that file.
+// locate is findProgram. sure reports whether the file that was named says it itself.
+func locate(c *cobra.Command, file string) (runDir string, sure bool, err error) {
+	if !c.Flags().Changed("config") {
+		return config.RunDir(file), true, nil
+	}
+	runDir, said, err := config.FindRunDir(file)
+	if err != nil {
+		return "", false, &exitError{client.ExitUsage, fmt.Errorf("%w\nnothing was done", err)}
+	}
+	return runDir, said, nil
+}
+
+// findSame is findProgram for commands that change something. Where a file leaves the
+// run_dir to the default, the program that runs there must have been started with it.
 func findSame(c *cobra.Command, file string) (string, error) {
-	runDir, err := findProgram(c, file)
-	if err != nil || !c.Flags().Changed("config") {
+	runDir, sure, err := locate(c, file)
+	if err != nil || sure {
 		return runDir, err
 	}
 	status, err := client.GetStatus(c.Context(), runDir)

@@ -133,14 +133,14 @@ func TestFindRunDir(t *testing.T) {
 		"":                 ".orchestrator",
 		"app: {name: [}\n": "",
 	} {
-		got, err := config.FindRunDir(write(t, text))
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("FindRunDir(%q) = %q, %v; want %q", text, got, err, want)
+		got, said, err := config.FindRunDir(write(t, text))
+		if got != want || said != (want == "elsewhere") || (err == nil) != (want != "") {
+			t.Errorf("FindRunDir(%q) = %q, %v, %v; want %q", text, got, said, err, want)
 		}
 	}
 	dir := t.TempDir()
 	for _, file := range []string{filepath.Join(dir, "none"), dir, ""} {
-		if got, err := config.FindRunDir(file); err == nil || !config.IsInvalid(err) {
+		if got, _, err := config.FindRunDir(file); err == nil || !config.IsInvalid(err) {
 			t.Errorf("FindRunDir(%q) = %q, %v; want what is wrong with it", file, got, err)
 		}
 	}

@@ -13,30 +13,38 @@ import (
 
 // FindRunDir is [RunDir] for a file that somebody has named. It fails if the file
 // cannot be read, or is so broken that nobody can tell which program it belongs to.
-// Other mistakes in it do not matter.
-func FindRunDir(file string) (string, error) {
+// Other mistakes in it do not matter. said reports whether the file itself says it, or
+// it is the default.
+func FindRunDir(file string) (runDir string, said bool, err error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return "", unreadable(file, err)
+		return "", false, unreadable(file, err)
 	}
 	var document yaml.Node
 	broken := yaml.Unmarshal(data, &document)
-	if broken == nil {
-		return lenient(file).App.RunDir, nil
-	}
-	// The lines before the mistake may say it.
 	lines := strings.Split(string(data), "\n")
-	for n := min(len(lines), maxLines) - 1; n > 0; n-- {
+	n := len(lines)
+	if broken != nil { // the lines before the mistake may say it
+		n = min(n, maxLines) - 1
+	}
+	for ; n > 0; n-- {
 		var start struct {
 			App struct {
 				RunDir string `yaml:"run_dir"`
 			} `yaml:"app"`
 		}
-		if yaml.Unmarshal([]byte(strings.Join(lines[:n], "\n")), &start) == nil && start.App.RunDir != "" {
-			return start.App.RunDir, nil
+		wrong := yaml.Unmarshal([]byte(strings.Join(lines[:n], "\n")), &start)
+		if start.App.RunDir != "" && (wrong == nil || broken == nil) { // other values may have the wrong type
+			return start.App.RunDir, true, nil
+		}
+		if broken == nil {
+			break
 		}
 	}
-	return "", syntaxError(file, broken)
+	if broken == nil {
+		return lenient(file).App.RunDir, false, nil
+	}
+	return "", false, syntaxError(file, broken)
 }
 
 // maxLines bounds how far into a broken file FindRunDir looks.

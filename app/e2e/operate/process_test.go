@@ -206,7 +206,7 @@ func TestWithoutAModuleOrGo(t *testing.T) {
 func TestAChangedRunDirIsRefused(t *testing.T) {
 	t.Parallel()
 	p, _, _ := e2etest.BinaryProject(t)
-	p.Write("config/other.yaml", p.Read("config/main.yaml"))
+	p.Write("config/other.yaml", strings.Replace(p.Read("config/main.yaml"), "  listen:", "  run_dir: .orchestrator\n  listen:", 1))
 	p.Edit("config/main.yaml", "  listen:", "  run_dir: elsewhere\n  listen:")
 	out, errs, code := p.Command("reload", "-c", "config/other.yaml", "--json")
 	if code != 3 || !strings.Contains(out, "restart run") {

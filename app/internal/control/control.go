@@ -36,6 +36,10 @@ type Message struct {
 	Error   string                `json:"error,omitempty"`
 }
 
+// ExitConfig is the exit code of a worker whose configuration is wrong. That of the
+// command line is also that of a Go program that panics.
+const ExitConfig = 78
+
 // Types of messages with a client; app/client has the other end.
 const (
 	TypeReload  = "reload"  // from a client: reload; answered by an outcome

@@ -379,6 +379,32 @@ func TestSave_startsAProgramThatCouldNotStart(t *testing.T) {
 	}, developing)
 }
 
+// TestSave_aWrongConfigurationEndsAStart, but not the wait for a fix.
+func TestSave_aWrongConfigurationEndsAStart(t *testing.T) {
+	for _, waits := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			w.builds().succeeds()
+			if waits {
+				w.started().die(proc.Status{Code: 2}) // a panic
+				w.wantPrinted("waiting for a change")
+				w.save("two\n")
+				w.builds().succeeds()
+			}
+			w.started().die(proc.Status{Code: control.ExitConfig})
+			if !waits {
+				if code := w.code(); code != client.ExitUsage {
+					t.Errorf("run ends with %d", code)
+				}
+				return
+			}
+			w.wantPrinted("waiting for a change")
+			w.save("three\n")
+			w.builds().succeeds()
+			w.started().connect().serves(nil)
+		}, developing)
+	}
+}
+
 func TestSave_startsAProgramThatCouldNotStartAsItWas(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.builds().fails("hello.go:1: nonsense")

@@ -125,14 +125,21 @@ func (s *supervisor) firstExited(status proc.Status) {
 }
 
 // cannotStart is called when a program that has never served cannot start. It ends,
-// but in development it waits for a change that may be the cure.
+// but in development it waits for a change that may be the cure. A configuration that is
+// wrong from the beginning ends it too: who has called it has made a mistake.
 func (s *supervisor) cannotStart(why string, code int) {
-	s.printf("the program could not start (%s)", why)
-	if s.plan.watcher == nil {
+	wrongConfig := code == control.ExitConfig
+	if wrongConfig {
+		code = client.ExitUsage
+	} else {
+		s.printf("the program could not start (%s)", why)
+	}
+	if s.plan.watcher == nil || wrongConfig && !s.workers.waited {
 		s.stop.begun, s.stop.code = true, code
 		s.abandon(errNotStarted)
 		return
 	}
+	s.workers.waited = true
 	s.printf("waiting for a change of the sources or the configuration; reload tries it again as it is")
 	o := conclude(facts{end: endDied, stage: client.StageStart, err: fmt.Sprintf("%s: %s", errNotStarted, why)})
 	s.last, s.workers.notStarted = &o, true

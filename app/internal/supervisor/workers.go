@@ -60,6 +60,7 @@ type workers struct {
 	linked      map[int]*worker // by generation
 	serving     *worker         // nil before the first one and after a crash
 	everServed  bool
+	waited      bool    // it has waited for a change of the sources, or will
 	notStarted  bool    // development: the first generation could not start, and a change of the sources starts another
 	wantsRepair *worker // asked for a fresh process of its build; nil for none
 	first       firstProcess

@@ -142,7 +142,7 @@ func Run(opts Options) int {
 			}
 		}
 		if config.IsInvalid(err) {
-			return client.ExitUsage
+			return control.ExitConfig
 		}
 		return client.ExitFailed
 	}

@@ -43,7 +43,7 @@ func (g *guard) refuses(r *http.Request) string {
 		return ""
 	}
 	host := hostname(r.Host)
-	if _, err := netip.ParseAddr(host); err != nil && g.local && host != "" && !g.allows(host) { // a foreign name that was made to mean this machine
+	if _, err := netip.ParseAddr(host); err != nil && g.local && !private(host) && !g.allows(host) { // a foreign name that was made to mean this machine
 		return "host " + strconv.Quote(host) + " is not a name of this machine; if it is meant, add it to app.allowed_hosts"
 	}
 	if safe(r) {
@@ -88,6 +88,14 @@ func (g *guard) allows(host string) bool {
 func isLocalhost(host string) bool {
 	host = strings.TrimSuffix(strings.ToLower(host), ".")
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// private reports whether nobody else can say what a name means: it has no dot, or one
+// of the endings that are nobody's.
+func private(host string) bool {
+	return !strings.Contains(host, ".") || slices.ContainsFunc([]string{".test", ".local", ".internal", ".home.arpa"}, func(end string) bool {
+		return strings.HasSuffix(host, end)
+	})
 }
 
 // hostname returns the name in a Host header, without port and brackets.

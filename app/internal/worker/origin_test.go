@@ -23,6 +23,8 @@ func TestGuard(t *testing.T) {
 		{name: "HTTP/1.0", method: "GET", host: ""},
 		{name: "a foreign name for this machine", method: "GET", host: "evil.example:8080", refused: true},
 		{name: "an allowed name", method: "GET", host: "dev.example.org"},
+		{name: "a name of nobody else", method: "GET", host: "shop.test"},
+		{name: "a name in a container", method: "GET", host: "web:8080"},
 		{name: "in a container", listen: "0.0.0.0:8080", method: "GET", host: "web:8080"},
 		{name: "a Unix socket", listen: "unix://x", method: "GET", host: "anything"},
 		{name: "curl", method: "POST", host: "localhost:8080"},

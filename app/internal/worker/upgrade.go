@@ -233,9 +233,12 @@ func (a *attempt) hold(ctx context.Context) error {
 			p.vain++
 			if busy := (*serve.BusyError)(nil); errors.As(err, &busy) {
 				if next.hold.Cut == serve.CutNothing {
-					continue
+					if err = rest(ctx, restTime); err == nil {
+						continue
+					}
+				} else {
+					err = &busyError{after: a.terms.Drain, routes: busy.Routes(), vain: p.vain}
 				}
-				err = &busyError{after: a.terms.Drain, routes: busy.Routes(), vain: p.vain}
 			}
 		}
 		if err == nil {
@@ -251,6 +254,19 @@ func (a *attempt) hold(ctx context.Context) error {
 // minLook is the shortest time between two looks at what is in flight.
 const minLook = time.Millisecond
 
+// restTime is the least between two holds: whoever has waited for the first must be
+// served before the next, and what has made it fail has then taken too long.
+const restTime = 2 * lookTime
+
+func rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // look waits until something in flight has ended, or d is over.
 func (a *attempt) look(ctx context.Context, d time.Duration) error {
 	select {
@@ -261,12 +277,7 @@ func (a *attempt) look(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return rest(ctx, d)
 }
 
 // holdFor makes one attempt to hold.
