@@ -32,6 +32,7 @@ import (
 	"example.org/orchestrator/app/internal/console"
 	"example.org/orchestrator/app/internal/supervisor"
 	"example.org/orchestrator/app/internal/worker"
+	"example.org/orchestrator/config"
 	"example.org/orchestrator/modules"
 )
 
@@ -64,8 +65,14 @@ func Work(opts WorkerOptions, stderr io.Writer, log func(io.Writer) *slog.Logger
 }
 
 // Check checks a configuration and a list of modules without starting anything.
-// Of a module it calls only the factory, State and DependsOn.
+// Of a module it calls only the factory, Settings, State and DependsOn.
 func Check(file string, list modules.List) error { return worker.Check(file, list) }
+
+// Settings returns every setting of a configuration that [Check] accepts, with those of
+// its modules.
+func Settings(file string, list modules.List) ([]config.Setting, error) {
+	return worker.Settings(file, list)
+}
 
 // Version is the version of this orchestrator. A test checks that CHANGELOG.md
 // and config/main.yaml have the same.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"example.org/orchestrator/config"
+	"example.org/orchestrator/app"
 	"example.org/orchestrator/modules"
 )
 
@@ -15,11 +15,10 @@ func configCommand(list modules.List, file *string) *cobra.Command {
 	c := &cobra.Command{Use: "config", Short: "Show every setting: its value, where that comes from, its default and its meaning", Args: cobra.NoArgs}
 	asJSON := c.Flags().Bool("json", false, "print it as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, list.Names())
+		settings, err := app.Settings(*file, list)
 		if err != nil {
 			return invalid(err)
 		}
-		settings := config.Settings(cfg)
 		if *asJSON {
 			return printed(printJSON(c.OutOrStdout(), settings))
 		}

@@ -65,6 +65,36 @@ func Settings(cfg *Config) []Setting {
 	return list
 }
 
+// Describe returns the settings of a module, below the key of its section, such as
+// modules[0].config. standard points to the struct with its defaults, value to the one
+// in which the section was decoded. A doc tag says what a setting means.
+func (s Section) Describe(key string, standard, value any) []Setting {
+	given := map[string]int{} // line of each key that the section has
+	if s.node != nil {
+		for i := 0; i+1 < len(s.node.Content); i += 2 {
+			given[s.node.Content[i].Value] = s.node.Content[i+1].Line
+		}
+	}
+	v, def := reflect.ValueOf(value).Elem(), reflect.ValueOf(standard).Elem()
+	var list []Setting
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name == "" {
+			name = strings.ToLower(f.Name)
+		}
+		if !f.IsExported() || name == "-" {
+			continue
+		}
+		one := Setting{Key: key + "." + name, Type: typeName(f.Type), Default: text(def.Field(i)), Value: text(v.Field(i)), From: "default", Doc: f.Tag.Get("doc")}
+		if line, ok := given[name]; ok {
+			one.From = fmt.Sprintf("%s:%d", s.file, line)
+		}
+		list = append(list, one)
+	}
+	return list
+}
+
 // typeName says what is written for a value of this type.
 func typeName(t reflect.Type) string {
 	switch t {

@@ -108,7 +108,8 @@ type Configured interface {
 	// Settings points to a struct with yaml tags, and the defaults in it. The config:
 	// part of the module's entry in main.yaml is stored there, as by [Config.Decode],
 	// before any other hook is called. If the struct has a method Validate() error,
-	// that is asked afterwards. Neither may touch anything outside.
+	// that is asked afterwards. Neither may touch anything outside. A doc tag of a
+	// field is what `orchestrator config` says of it.
 	Settings() any
 }
 

@@ -35,7 +35,7 @@ type KV struct {
 }
 
 type settings struct {
-	Path string `yaml:"path"`
+	Path string `yaml:"path" doc:"file with the keys and values"`
 }
 
 func (s *settings) Validate() error {

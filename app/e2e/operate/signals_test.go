@@ -177,6 +177,9 @@ func TestConfigCommand(t *testing.T) {
 	if code != 0 || !strings.Contains(out, "app.probation") || !strings.Contains(out, "300ms") || !strings.Contains(out, "config/main.yaml:6") {
 		t.Errorf("config: exit %d, %s\n%s", code, out, errs)
 	}
+	if !strings.Contains(out, "modules[1].config.path") || !strings.Contains(out, "file with the keys and values") {
+		t.Errorf("config does not have the settings of modules: %s", out)
+	}
 	if out, _, code := p.Command("config", "--json"); code != 0 || !strings.Contains(out, `"key":"app.drain","type":"duration`) {
 		t.Errorf("config --json: exit %d, %s", code, out)
 	}
