@@ -34,6 +34,7 @@ chaos: ## make everything fail at once: every two setbacks, random kills for an 
 	FAULTS=all $(GO) test -count=1 -timeout 30m -run TestInterleaved -v ./handoff
 	FAULTS=all $(GO) test -count=1 -timeout 30m -run TestActors -v ./app/internal/supervisor
 	WALK=3000 $(GO) test -count=1 -timeout 60m -run TestRandomWalk -v ./app/e2e/upgrade
+	BUSY=all $(GO) test -count=1 -timeout 30m -run TestBusyServices -v ./app/e2e/upgrade
 	CHAOS=$(CHAOS) $(GO) test -count=1 -timeout 120m -run TestChaos -v ./app/e2e/chaos
 
 bench: ## measure: from save to serving beside the peers, pauses, throughput, large states

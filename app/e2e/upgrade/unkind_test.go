@@ -167,7 +167,7 @@ func TestUnkindClientsAndModules(t *testing.T) {
 // 400 and 800 ms, and ten reloads each.
 func TestBusyServices(t *testing.T) {
 	t.Parallel()
-	long := os.Getenv("CHAOS") != ""
+	long := os.Getenv("BUSY") != ""
 	for _, clients := range []int{8, 32} {
 		for _, ms := range []int{300, 400, 800} {
 			if !long && (clients == 8) == (ms == 800) {
