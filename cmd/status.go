@@ -43,8 +43,12 @@ func printStatus(w io.Writer, s *client.Status) {
 	if s.HotReload {
 		mode = "on"
 	}
-	fmt.Fprintf(w, "%s: %s, generation %d (process %d, build %s)\n", s.Name, s.State, s.Generation, s.PID, s.Build)
-	fmt.Fprintf(w, "supervisor %d, hot reload %s, listening on %s\n", s.SupervisorPID, mode, strings.Join(s.Listen, ", "))
+	if s.Generation == 0 {
+		fmt.Fprintf(w, "%s: nothing serves yet\nsupervisor %d, hot reload %s\n", s.State, s.SupervisorPID, mode)
+	} else {
+		fmt.Fprintf(w, "%s: %s, generation %d (process %d, build %s)\n", s.Name, s.State, s.Generation, s.PID, s.Build)
+		fmt.Fprintf(w, "supervisor %d, hot reload %s, listening on %s\n", s.SupervisorPID, mode, strings.Join(s.Listen, ", "))
+	}
 	for _, m := range s.Modules {
 		fmt.Fprintf(w, "  %-12s %s, unchanged since generation %d", m.Name, m.State, m.Generation)
 		if m.Listen != "" {

@@ -43,3 +43,14 @@ func TestStatus_beforeAnythingServes(t *testing.T) {
 		t.Errorf("exit code %d, %q", code, stderr)
 	}
 }
+
+// TestStatus_whileAProgramWaitsForItsFix says what there is, and no empty names.
+func TestStatus_whileAProgramWaitsForItsFix(t *testing.T) {
+	inFolder(t, "app:\n")
+	answering(t, `{"type":"status","status":{"state":"starting","supervisor_pid":70,"hot_reload":true,"last_reload":{"outcome":"failed","stage":"start","error":"no database"}}}`)
+	stdout, stderr, code := commandLine(t, "status")
+	const want = "starting: nothing serves yet\nsupervisor 70, hot reload on\nlast reload: reload failed in start: no database\n"
+	if code != 0 || stderr != "" || stdout != want {
+		t.Errorf("exit code %d, %q, %s; want\n%s", code, stderr, stdout, want)
+	}
+}
