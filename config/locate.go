@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -61,7 +62,9 @@ func Rereadable(file string) error {
 	if err != nil {
 		abs = file
 	}
-	ours := strings.HasPrefix(abs, "/dev/") || strings.HasPrefix(abs, "/proc/") // may mean another file to another process
+	ours := slices.ContainsFunc([]string{"/dev/fd/", "/dev/std", "/proc/"}, func(begin string) bool {
+		return strings.HasPrefix(abs, begin) // it means another file to another process
+	})
 	if info.IsDir() || info.Mode().IsRegular() && !ours {
 		return nil // a folder is an error when it is read
 	}
